@@ -1,0 +1,93 @@
+"""Laying the links: the slices of the flow that this process holds, joined to their neighbours for some packets.
+
+Training, evaluation, ActNorm's start and the check at the switch all send packets of some shape down the same chain.
+They differ in what enters at the head and in what a process does with a packet, not in how the links are laid.
+"""
+
+from dataclasses import dataclass
+
+from .flow import Event
+from .link import Border, Discard, Inbox, LocalLink, Outbox, ProcessInbox, ProcessOutbox
+from .objective import Truncated
+from .world import World
+
+
+@dataclass
+class Chain:
+    """The parts of a flow, one after another, over the processes that hold them.
+
+    Attributes:
+        world: the processes.
+        slices: position → part with its prior, for at least the parts that this process holds.
+        events: shape of a latent behind each part.
+        digest: of the run's settings; both ends of every border must have the same.
+    """
+
+    world: World
+    slices: dict[int, Truncated]
+    events: list[Event]
+    digest: str
+
+    def mine(self, last: int) -> list[int]:
+        """Positions of this process's parts, none behind `last`."""
+        return [part for part in self.world.mine if part <= last]
+
+    def lay(self, head: Inbox, batch: int, count: int, last: int) -> list[tuple[int, Inbox, Outbox]]:
+        """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
+
+        Every process must call it. Both ends first compare what they are about to send and receive.
+
+        Args:
+            head: where part 0 takes its packets from.
+            batch: images a packet.
+            count: packets.
+            last: position of the last part that takes part.
+
+        Returns:
+            (position, inbox, outbox) of the parts of this process that take part, in order.
+
+        Raises:
+            ValueError: the processes disagree about the shapes or the settings.
+        """
+        self._agree(batch, count, last)
+        ends: list[tuple[int, Inbox, Outbox]] = []
+        inbox: Inbox = head
+        for part in self.mine(last):
+            if part > 0 and self._crosses(part - 1):
+                inbox = ProcessInbox(self._border(part, part - 1, batch, count))
+            outbox: Outbox = Discard()
+            if part < last:
+                crosses = self._crosses(part)
+                outbox = ProcessOutbox(self._border(part, part + 1, batch, count)) if crosses else LocalLink()
+            ends.append((part, inbox, outbox))
+            if isinstance(outbox, LocalLink):
+                inbox = outbox
+        return ends
+
+    def _crosses(self, border: int) -> bool:
+        return self.world.owner[border] != self.world.owner[border + 1]
+
+    def _border(self, part: int, other: int, batch: int, count: int) -> Border:
+        world, before = self.world, min(part, other)
+        direction = "to" if other > part else "from"
+        return Border(
+            name=f"part {part + 1} (rank {world.rank}), {direction} part {other + 1} (rank {world.owner[other]})",
+            group=world.edge(before),
+            peer=world.owner[other],
+            event=self.events[before],
+            batch=batch,
+            packets=count,
+            depth=world.config.depth,
+            timeout_s=world.config.timeout_s,
+            device=world.device,
+            staged=world.staged,
+        )
+
+    def _agree(self, batch: int, count: int, last: int) -> None:
+        mine = f"{count} packets of {batch} images to part {last + 1}, borders {self.events}, settings {self.digest}"
+        for rank, theirs in enumerate(self.world.exchange(mine.encode())):
+            if theirs.decode() != mine:
+                raise ValueError(
+                    f"The processes disagree about the run. Rank {self.world.rank}: {mine}. Rank {rank}: "
+                    f"{theirs.decode()}. Start all of them with the same settings, data and versions."
+                )

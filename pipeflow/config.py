@@ -1,0 +1,130 @@
+"""The whole of a run's settings, put together from the dataclasses of their owners; YAML file and command line.
+
+Each setting is documented and checked where it is used; here they only meet. What concerns two owners at once (one
+learning rate a part, a whole batch a process) is checked here.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from .data import DataConfig
+from .glow import GlowConfig
+from .part import CutConfig, scheme_cut
+from .schedule import PhaseConfig
+from .world import ParallelConfig
+
+
+def _quickstart_phases() -> list[PhaseConfig]:
+    return [
+        PhaseConfig("simultaneous", epochs=30, lr=2e-3, warmup_steps=50),
+        PhaseConfig("end_to_end", epochs=20, lr=1e-3),
+    ]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. The defaults are the quickstart: handwritten digits, 3 parts, a few minutes on two cores.
+
+    Attributes:
+        run: the run directory; refused if it holds a run already.
+        seed: of the initial weights, the order of the images, flips and noise.
+        device: auto, cpu or cuda.
+        precision: of the arithmetic; fp32 so far.
+        compile: none so far.
+        glow: shape of the model.
+        data: which images.
+        cut: where the borders are.
+        phases: what is done, one after another.
+        parallel: how parts are spread over processes.
+        eval_every: epochs between two evaluations on the test split; also at the end of every phase.
+        max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
+    """
+
+    run: str = "runs/quickstart"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32"] = "fp32"
+    compile: Literal["none"] = "none"
+    glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=64))
+    data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
+    cut: CutConfig = field(default_factory=CutConfig)
+    phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    eval_every: float = 5
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("phases is empty; a run needs at least one phase.")
+        for name in ("eval_every", "max_bad_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        for number, phase in enumerate(self.phases, 1):
+            if isinstance(phase.lr, list) and len(phase.lr) != self.cut.parts:
+                raise ValueError(
+                    f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
+                )
+        if self.cut.scheme != "balanced":
+            scheme_cut(self.cut, self.glow.levels, self.glow.steps)
+
+    def check_world(self, size: int) -> None:
+        """A ValueError where `size` processes cannot share a batch end to end."""
+        if self.data.batch % size and any(phase.schedule == "end_to_end" for phase in self.phases):
+            raise ValueError(
+                f"data.batch is {self.data.batch}, which {size} processes cannot share evenly in an end_to_end phase; "
+                f"the nearest that they can is {max(1, round(self.data.batch / size)) * size}."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain lists, dicts, numbers and strings."""
+        return dataclasses.asdict(self)
+
+    def as_yaml(self) -> str:
+        """As a file that `--config` reads back."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """A short hash of every setting, for processes to compare."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of `python -m pipeflow.train`; `--help` lists every setting."""
+    parser = ArgumentParser(prog="pipeflow.train", exit_on_error=False, description="Train a Glow by parts.")
+    parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """Command line → settings.
+
+    Args:
+        arguments: dotted names and values, such as ["--glow.levels", "2"]; the process's own by default.
+
+    Raises:
+        ValueError: a sentence about what is wrong: an unknown name, a value of the wrong kind or out of range.
+    """
+    # torchrun takes "--run" for the beginning of an option of its own; behind "--" it leaves words alone.
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
+    parser = make_parser()
+    try:
+        values = parser.instantiate_classes(parser.parse_args(words))
+    except ArgumentError as error:
+        raise ValueError(_sentence(str(error))) from error
+    values.pop("config", None)
+    return Config(**vars(values))
+
+
+def _sentence(message: str) -> str:
+    """An error of the parser without its indented repetitions."""
+    return re.sub(r"\s*\n\s*", " ", message).strip()

@@ -1,0 +1,176 @@
+"""Images in memory → the packets that enter the flow.
+
+`torch.utils.data.DataLoader` owns worker processes, a sampler and a generator state; images that fit in memory (or in a
+memory map) need none of that. Batch t holds positions tB … (t+1)B − 1 of the epochs' permutations laid end to end, so
+shapes are static, the place in the data is one integer, and a process that shares a batch takes a slice of it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .noise import Purpose, permutation, uniform, words
+from .packet import Packet
+from .pixels import Pixels
+from .sources import SourceName
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they enter.
+
+    Attributes:
+        name: digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder (of images) or npy (uint8, N×H×W×C).
+        root: where they are, or are downloaded to; for npy a file or a directory with train.npy and test.npy.
+        image_size: side in pixels; None leaves the images as they are.
+        bits: bits of a pixel that are kept, 1–8.
+        flip: horizontal flips at random.
+        batch: images a step, over all processes.
+        init_batch: images that ActNorm starts from.
+        on_corrupt: what an unreadable image in a folder does: "stop" the run, or "skip" the image.
+    """
+
+    name: SourceName = "digits"
+    root: str | None = None
+    image_size: int | None = None
+    bits: int = 8
+    flip: bool = False
+    batch: int = 64
+    init_batch: int = 256
+    on_corrupt: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "init_batch", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} is {value}; it must be at least 1.")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"data.bits is {self.bits}; it must lie between 1 and 8.")
+
+
+def check_enough(config: DataConfig, images: int) -> None:
+    """A ValueError where a batch or the start would need more images than there are."""
+    for name in ("batch", "init_batch"):
+        if getattr(config, name) > images:
+            raise ValueError(
+                f"data.{name} is {getattr(config, name)}, but {config.name} has only {images} training images."
+            )
+
+
+def fetch(images: np.ndarray, index: np.ndarray, device: torch.device) -> Tensor:
+    """images (N, H, W, C) uint8, index (B,) → (B, C, H, W) uint8 on the device."""
+    return torch.from_numpy(np.ascontiguousarray(images[index].transpose(0, 3, 1, 2))).to(device)
+
+
+class Batches:
+    """The training images as an endless inbox.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        pixels: what they look like.
+        seed: of order, flips and noise.
+        batch: images a packet, over all processes that share it.
+        flip: horizontal flips at random.
+        device: where packets are made.
+        start: number of the first batch.
+        shard: (i, n): this process takes the i-th of n equal slices of each batch.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        pixels: Pixels,
+        seed: int,
+        batch: int,
+        flip: bool,
+        device: torch.device,
+        start: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.images, self.pixels, self.seed, self.batch, self.flip, self.device = (
+            images, pixels, seed, batch, flip, device,
+        )  # fmt: skip
+        self.position = start
+        self.shard = shard
+        self._orders: dict[int, Tensor] = {}
+
+    def recv(self) -> Packet:
+        """The next batch: z (B/n, C, H, W)."""
+        self.position += 1
+        return self.at(self.position - 1)
+
+    def at(self, t: int) -> Packet:
+        """Batch t, whatever was asked for before."""
+        i, n = self.shard
+        share = self.batch // n
+        first = t * self.batch + i * share
+        return self._cat([self._packet(epoch, index) for epoch, index in self._pieces(first, first + share)])
+
+    def indices(self, t: int) -> Tensor:
+        """Numbers of the images of batch t, (B,), over all processes that share it."""
+        return torch.cat([index for _, index in self._pieces(t * self.batch, (t + 1) * self.batch)])
+
+    def _pieces(self, first: int, end: int) -> list[tuple[int, Tensor]]:
+        """(epoch, image indices) of the positions first … end − 1, which may lie in more than one epoch."""
+        pieces, size = [], len(self.images)
+        while first < end:
+            epoch, offset = divmod(first, size)
+            stop = min(end, (epoch + 1) * size)
+            pieces.append((epoch, self._order(epoch)[offset : offset + stop - first]))
+            first = stop
+        return pieces
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = permutation(self.seed, epoch, len(self.images))
+        return self._orders[epoch]
+
+    def _packet(self, epoch: int, index: Tensor) -> Packet:
+        pixels = fetch(self.images, index.numpy(), self.device)
+        index = index.to(self.device)
+        if self.flip:
+            flipped = (words(self.seed, Purpose.FLIP, epoch, index, 1) & 1).bool().view(-1, 1, 1, 1)
+            pixels = torch.where(flipped, pixels.flip(3), pixels)
+        return self.pixels.dequantise(pixels, uniform(self.seed, Purpose.DEQUANTISE, epoch, index, self.pixels.dims))
+
+    @staticmethod
+    def _cat(packets: list[Packet]) -> Packet:
+        if len(packets) == 1:
+            return packets[0]
+        return Packet(torch.cat([p.z for p in packets]), torch.cat([p.logp for p in packets]))
+
+
+class InOrder:
+    """Images in the order in which they are stored, each once, as an inbox: for evaluation and for ActNorm's start.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        index: (M,) which images, in this order.
+        pixels: what they look like.
+        seed, purpose: of the noise, which depends on the image's own number alone.
+        batch: images a packet; the last one holds what is left.
+        device: where packets are made.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        index: Tensor,
+        pixels: Pixels,
+        seed: int,
+        purpose: Purpose,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self.images, self.pixels, self.seed, self.purpose, self.device = images, pixels, seed, purpose, device
+        self._batches = iter(torch.split(index, batch))
+
+    def recv(self) -> Packet:
+        """The next images: z (B, C, H, W)."""
+        index = next(self._batches)
+        pixels = fetch(self.images, index.numpy(), self.device)
+        return self.pixels.noisy(pixels, self.seed, self.purpose, 0, index.to(self.device))

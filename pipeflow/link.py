@@ -1,0 +1,195 @@
+"""How packets cross a border: inside a process, between processes, or not at all.
+
+`dist.send` blocks until the peer takes the message and `dist.recv` until it comes, so a stage built on them computes
+and communicates in turns. A `ProcessOutbox` keeps up to `depth` sends in flight and a `ProcessInbox` one receive posted
+ahead; memory stays bounded, since buffers are made once and the sender waits for its oldest. A link is opened for a
+known number of packets of one known shape, so it needs no headers, and only the transport's acknowledgements return.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from math import prod
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .flow import Event
+from .packet import Packet
+
+
+class Inbox(Protocol):
+    """Where a stage takes its packets from."""
+
+    def recv(self) -> Packet:
+        """The next packet, first in, first out; blocks until it is there."""
+
+
+class Outbox(Protocol):
+    """Where a stage puts its packets."""
+
+    def send(self, packet: Packet) -> None:
+        """Hands a sealed packet over; blocks while the link is full."""
+
+    def close(self) -> None:
+        """Blocks until everything sent has been taken."""
+
+    def in_flight(self) -> int:
+        """Packets sent and not yet taken."""
+
+
+class Discard:
+    """The end of the chain."""
+
+    def send(self, packet: Packet) -> None:
+        """Forgets the packet."""
+
+    def close(self) -> None:
+        """Nothing to wait for."""
+
+    def in_flight(self) -> int:
+        """0."""
+        return 0
+
+
+class LocalLink:
+    """A border within a process: both its inbox and its outbox. Its two stages take turns, so it holds one packet."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Packet] = deque()
+
+    def send(self, packet: Packet) -> None:
+        """Keeps the packet for `recv`."""
+        assert not packet.z.requires_grad, "only sealed packets cross a border"
+        assert not self._queue, "the stage behind the border has not taken the packet before this one"
+        self._queue.append(packet)
+
+    def recv(self) -> Packet:
+        """The packet that was sent."""
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        """Checks that nothing was left behind."""
+        assert not self._queue, "a packet was sent that nobody took"
+
+    def in_flight(self) -> int:
+        """Packets waiting."""
+        return len(self._queue)
+
+
+class Border(NamedTuple):
+    """One end of a border between two processes, and what crosses it.
+
+    Attributes:
+        name: as errors call this end, such as "part 2 (rank 1), from part 1 (rank 0)".
+        group: of the two processes.
+        peer: global rank of the other end.
+        event: shape of a latent.
+        batch: images a packet.
+        packets: how many cross before the link closes.
+        depth: sends in flight.
+        timeout_s: how long a packet that is due may take.
+        device: where packets are made and used.
+        staged: packets travel through pinned host memory.
+    """
+
+    name: str
+    group: Any
+    peer: int
+    event: Event
+    batch: int
+    packets: int
+    depth: int
+    timeout_s: float
+    device: torch.device
+    staged: bool
+
+    def buffer(self) -> Tensor:
+        """One contiguous buffer for z and logp."""
+        size = self.batch * (prod(self.event) + 1)
+        if self.staged:
+            return torch.empty(size, pin_memory=True)
+        return torch.empty(size, device=self.device)
+
+    def packet(self, buffer: Tensor) -> Packet:
+        """The buffer seen as a packet."""
+        size = self.batch * prod(self.event)
+        return Packet(buffer[:size].view(self.batch, *self.event), buffer[size:])
+
+    def wait(self, work: Any, number: int) -> None:
+        """Waits for a transfer, or raises ConnectionError with the border's name and the packet's number."""
+        self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+
+    def start(self, transfer: Callable[..., Any], buffer: Tensor, number: int) -> Any:
+        """Starts `dist.isend` or `dist.irecv` of a buffer."""
+        return self._attempt(lambda: transfer(buffer, self.peer, group=self.group), number)
+
+    def _attempt(self, action: Callable[[], Any], number: int) -> Any:
+        try:
+            return action()
+        except RuntimeError as error:
+            cause = str(error).strip().splitlines()[0].removeprefix("[enforce fail at ").strip()
+            raise ConnectionError(f"{self.name}: packet {number} of {self.packets} did not pass: {cause}") from error
+
+
+class ProcessOutbox:
+    """The sending end of a border between two processes."""
+
+    def __init__(self, border: Border) -> None:
+        self._border = border
+        self._buffers = [border.buffer() for _ in range(min(border.depth, border.packets))]
+        self._works: deque[Any] = deque()
+        self._sent = 0
+
+    def send(self, packet: Packet) -> None:
+        """Copies the packet into a free buffer and starts its transfer; waits for the oldest if none is free."""
+        assert self._sent < self._border.packets, "more packets than the link was opened for"
+        if len(self._works) == len(self._buffers):
+            self._border.wait(self._works.popleft(), self._sent - len(self._buffers) + 1)
+        buffer = self._buffers[self._sent % len(self._buffers)]
+        slot = self._border.packet(buffer)
+        assert packet.z.shape == slot.z.shape and packet.z.dtype == slot.z.dtype, (packet.z.shape, slot.z.shape)
+        slot.z.copy_(packet.z, non_blocking=self._border.staged)
+        slot.logp.copy_(packet.logp, non_blocking=self._border.staged)
+        if self._border.staged:
+            torch.cuda.current_stream().synchronize()
+        self._sent += 1
+        self._works.append(self._border.start(dist.isend, buffer, self._sent))
+
+    def close(self) -> None:
+        """Waits until every packet has been taken."""
+        assert self._sent == self._border.packets, f"{self._sent} of {self._border.packets} packets were sent"
+        while self._works:
+            self._border.wait(self._works.popleft(), self._sent - len(self._works))
+
+    def in_flight(self) -> int:
+        """Sends that have not completed."""
+        return sum(not work.is_completed() for work in self._works)
+
+
+class ProcessInbox:
+    """The receiving end. A packet is valid until the next `recv`, which hands its buffer to the transport again."""
+
+    def __init__(self, border: Border) -> None:
+        self._border = border
+        self._buffers = [border.buffer() for _ in range(min(2, border.packets))]
+        self._received = 0
+        self._posted = self._post()
+
+    def recv(self) -> Packet:
+        """The next packet; the receive after it is posted before this one is used, never past the last."""
+        border, number = self._border, self._received
+        assert number < border.packets, "more packets than the link was opened for"
+        border.wait(self._posted, number + 1)
+        self._received += 1
+        if self._received < border.packets:
+            self._posted = self._post()
+        packet = border.packet(self._buffers[number % 2])
+        if border.staged:
+            return Packet(packet.z.to(border.device), packet.logp.to(border.device))
+        return packet
+
+    def _post(self) -> Any:
+        return self._border.start(dist.irecv, self._buffers[self._received % 2], self._received + 1)

@@ -1,0 +1,186 @@
+"""A part: a slice of the flat list of steps. Cutting a model into parts and joining parts back into a model.
+
+`torch.distributed.pipelining` splits a traced graph and renames what it finds; here a part keeps the global names of
+its parameters (`steps.17.coupling.…`), so that joining is a union of dicts and any checkpoint fits any cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .flow import Event, Step
+from .packet import Packet
+
+
+class Part(nn.Module):
+    """Consecutive steps of a flow; the whole flow is the part that holds them all.
+
+    Args:
+        steps: global index → step, in order.
+        event: shape of a latent that enters.
+    """
+
+    def __init__(self, steps: dict[int, Step], event: Event) -> None:
+        super().__init__()
+        self.steps = nn.ModuleDict({str(index): step for index, step in steps.items()})
+        self.event_in = event
+        for step in steps.values():
+            event = step.out_shape(event)
+        self.event_out = event
+
+    def chain(self) -> list[tuple[int, Step]]:
+        """(global index, step), in order."""
+        return [(int(name), step) for name, step in self.steps.items()]  # type: ignore[misc]
+
+    def forward(self, given: Packet) -> Packet:
+        """z (B, *event_in) and the log-likelihood so far → z (B, *event_out) and the log-likelihood after the part."""
+        z, logp = given
+        for _, step in self.chain():
+            z, dlogp = step(z)
+            logp = logp + dlogp
+        return Packet(z, logp)
+
+    def ledger(self, given: Packet) -> tuple[Packet, dict[str, Tensor]]:
+        """Like forward, and what each kind of step added: entry → (B,) nats, float64."""
+        z, logp = given
+        entries: dict[str, Tensor] = {}
+        for _, step in self.chain():
+            z, dlogp = step(z)
+            logp = logp + dlogp
+            entries[step.entry] = entries.get(step.entry, 0) + dlogp.double()
+        return Packet(z, logp), entries
+
+    def encode(self, given: Packet) -> tuple[Packet, dict[int, Tensor]]:
+        """Like forward, and the standardised variables that left the flow: global index → (B, *eps_shape)."""
+        z, logp = given
+        eps: dict[int, Tensor] = {}
+        for index, step in self.chain():
+            z, dlogp, left = step.encode(z)
+            logp = logp + dlogp
+            if left is not None:
+                eps[index] = left
+        return Packet(z, logp), eps
+
+    def inverse(self, z: Tensor, eps: dict[int, Tensor]) -> Tensor:
+        """z (B, *event_out) → (B, *event_in), given the variables that left, by global index."""
+        for index, step in reversed(self.chain()):
+            z = step.inverse(z, eps.get(index))
+        return z
+
+    def eps_shapes(self) -> dict[int, Event]:
+        """Shapes, without the batch, of the variables that leave inside this part, by global index."""
+        shapes, event = {}, self.event_in
+        for index, step in self.chain():
+            if (shape := step.eps_shape(event)) is not None:
+                shapes[index] = shape
+            event = step.out_shape(event)
+        return shapes
+
+    @torch.no_grad()
+    def initialise(self, given: Packet) -> Packet:
+        """Data-dependent start, each step on what the started steps before it make of the batch."""
+        z, logp = given
+        for _, step in self.chain():
+            step.initialise(z)
+            z, dlogp = step(z)
+            logp = logp + dlogp
+        return Packet(z, logp)
+
+    def extra_repr(self) -> str:
+        return f"{self.event_in} → {self.event_out}"
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """Where the borders are.
+
+    Attributes:
+        scheme: "by_blocks" (a border after each level), "across_blocks" (a border in the middle of each of the first
+            parts − 1 levels), "explicit" (`at`) or "balanced" (from measured step times; becomes explicit).
+        parts: number of parts; never taken from the number of processes.
+        at: how many flow steps lie before each border; for "explicit" only.
+        provisional_prior: prior of every part but the last, "standard" normal or "learned" a channel.
+    """
+
+    scheme: Literal["by_blocks", "across_blocks", "balanced", "explicit"] = "across_blocks"
+    parts: int = 3
+    at: list[int] | None = None
+    provisional_prior: Literal["standard", "learned"] = "standard"
+
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise ValueError(f"cut.parts is {self.parts}; there must be at least 1 part.")
+        if (self.at is not None) != (self.scheme == "explicit"):
+            raise ValueError(
+                f"cut.at is {self.at} with cut.scheme {self.scheme}; borders are listed for the scheme explicit, "
+                "and only for it."
+            )
+        if self.at is not None and len(self.at) != self.parts - 1:
+            raise ValueError(
+                f"cut.at lists {len(self.at)} borders, but {self.parts} parts (cut.parts) have {self.parts - 1}."
+            )
+
+
+def check_cut(at: Sequence[int], flow_steps: int) -> tuple[int, ...]:
+    """The borders as given, or a ValueError that says why they cut nothing."""
+    if list(at) != sorted(set(at)) or any(not 0 < border < flow_steps for border in at):
+        raise ValueError(
+            f"A cut at {list(at)} is not possible: borders must rise, none twice, each between 1 and {flow_steps - 1} "
+            f"(the flow has {flow_steps} flow steps)."
+        )
+    return tuple(at)
+
+
+def scheme_cut(config: CutConfig, levels: int, steps: int) -> tuple[int, ...]:
+    """The borders of a scheme that needs no measurement, for `levels` × `steps` flow steps.
+
+    Raises:
+        ValueError: the scheme has no place for so many borders.
+    """
+    if config.scheme == "explicit":
+        return check_cut(config.at or [], levels * steps)
+    borders = range(1, config.parts)
+    if config.scheme == "by_blocks":
+        most, at = levels, [steps * border for border in borders]
+    else:
+        most, at = (levels + 1 if steps > 1 else 1), [steps * (border - 1) + steps // 2 for border in borders]
+    if config.parts > most:
+        raise ValueError(
+            f"cut.scheme {config.scheme} makes at most {most} parts of {levels} levels of {steps} flow steps, not "
+            f"{config.parts}; use fewer parts, or the scheme balanced or explicit."
+        )
+    return check_cut(at, levels * steps)
+
+
+def flow_step_positions(steps: Sequence[Step]) -> list[int]:
+    """Indices of the steps that a cut counts."""
+    return [index for index, step in enumerate(steps) if step.place == "step"]
+
+
+def cut_steps(steps: Sequence[Step], at: Sequence[int], event: Event) -> list[Part]:
+    """Slices the flow.
+
+    Args:
+        steps: the whole flow.
+        at: how many flow steps lie before each border.
+        event: shape of what enters the flow.
+
+    Returns:
+        len(at) + 1 parts that share the given modules. A step that "opens" goes to the part after the border, one that
+        "closes" to the part before it.
+    """
+    positions = flow_step_positions(steps)
+    ends = []
+    for border in check_cut(at, len(positions)):
+        end = positions[border - 1] + 1
+        while steps[end].place == "closes":
+            end += 1
+        ends.append(end)
+    parts = []
+    for start, end in zip([0, *ends], [*ends, len(steps)], strict=True):
+        parts.append(Part({index: steps[index] for index in range(start, end)}, event))
+        event = parts[-1].event_out
+    return parts

@@ -1,0 +1,131 @@
+"""Who learns when: pure functions from phases to turns, and from turns to stretches between two evaluations.
+
+Nothing here touches a tensor; the plans are carried out in phase.py and tested as literal tables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from .optimizer import OptimizerName
+
+Schedule = Literal["simultaneous", "alternate", "sequential", "end_to_end"]
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of a run, measured in epochs or in steps: batches drawn at the head of the chain.
+
+    Attributes:
+        schedule: "simultaneous": every part learns from every batch; "alternate": turns of one learning part each,
+            again and again; "sequential": one long turn a part; "end_to_end": the whole model learns.
+        epochs, steps: length; one of the two.
+        turn_epochs, turn_steps: length of a turn of "alternate"; one epoch by default.
+        lr: learning rate; by parts also a list, one number a part.
+        optimizer: "adam", "adamax" or "adamw".
+        warmup_steps: updates over which the learning rate rises linearly.
+        clip: largest norm of the gradient, a part's by parts and the model's end to end; None does not clip.
+        restart_optimizer: forget the moments of earlier phases.
+    """
+
+    schedule: Schedule
+    epochs: float | None = None
+    steps: int | None = None
+    turn_epochs: float | None = None
+    turn_steps: int | None = None
+    lr: float | list[float] = 1e-3
+    optimizer: OptimizerName = "adam"
+    warmup_steps: int = 0
+    clip: float | None = None
+    restart_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"A {self.schedule} phase needs a length in epochs or in steps, one of the two.")
+        if self.turn_epochs is not None and self.turn_steps is not None:
+            raise ValueError("A phase has turn_epochs or turn_steps, not both.")
+        if (self.turn_epochs or self.turn_steps) and self.schedule != "alternate":
+            raise ValueError(f"turn_epochs and turn_steps belong to the schedule alternate, not to {self.schedule}.")
+        if isinstance(self.lr, list) and self.schedule == "end_to_end":
+            raise ValueError("An end_to_end phase has one lr, not a list.")
+        rates = self.lr if isinstance(self.lr, list) else [self.lr]
+        for name, value in [
+            *[(name, getattr(self, name)) for name in ("epochs", "steps", "turn_epochs", "turn_steps", "clip")],
+            *[("lr", rate) for rate in rates],
+        ]:
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value} in a {self.schedule} phase; it must be positive.")
+        if self.warmup_steps < 0:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} in a {self.schedule} phase; it must not be negative."
+            )
+
+    def lr_of(self, part: int) -> float:
+        """Learning rate of a part, counted from 0; end to end, of the model."""
+        return self.lr[part] if isinstance(self.lr, list) else self.lr
+
+
+class Turn(NamedTuple):
+    """Some parts (positions from 0) learn from `steps` batches; the parts before the last of them run forward."""
+
+    learners: tuple[int, ...]
+    steps: int
+
+
+class Stretch(NamedTuple):
+    """What is done without a pause: `steps` batches of a phase's turn number `turn`, from batch `start` of the run."""
+
+    turn: int
+    learners: tuple[int, ...]
+    start: int
+    steps: int
+
+
+def steps_of(epochs: float, images: int, batch: int) -> int:
+    """Batches in so many passes over the data, at least 1."""
+    return max(1, round(epochs * images / batch))
+
+
+def phase_steps(phase: PhaseConfig, images: int, batch: int) -> int:
+    """Length of a phase in batches."""
+    return phase.steps or steps_of(phase.epochs or 0.0, images, batch)
+
+
+def turns(phase: PhaseConfig, parts: int, images: int, batch: int) -> list[Turn]:
+    """The turns of a phase.
+
+    Args:
+        phase: schedule and length.
+        parts: number of parts.
+        images, batch: size of the training set and of a batch, for lengths in epochs.
+
+    Raises:
+        ValueError: a sequential phase with fewer steps than parts.
+    """
+    total = phase_steps(phase, images, batch)
+    if phase.schedule in ("simultaneous", "end_to_end"):
+        return [Turn(tuple(range(parts)), total)]
+    if phase.schedule == "sequential":
+        if total < parts:
+            raise ValueError(f"A sequential phase of {total} steps cannot be shared by {parts} parts.")
+        return [Turn((part,), total // parts + (part < total % parts)) for part in range(parts)]
+    length = phase.turn_steps or steps_of(phase.turn_epochs or 1.0, images, batch)
+    starts = range(0, total, length)
+    return [Turn((number % parts,), min(length, total - start)) for number, start in enumerate(starts)]
+
+
+def stops(images: int, batch: int, epochs: float, start: int, end: int) -> list[int]:
+    """The steps in (start, end] at which another `epochs` passes over the data are complete."""
+    unit = epochs * images
+    return [t for t in range(start + 1, end + 1) if t * batch // unit > (t - 1) * batch // unit]
+
+
+def stretches(plan: list[Turn], start: int, pauses: list[int]) -> Iterator[Stretch]:
+    """Cuts turns, the first of which begins at step `start` of the run, at the steps where the run pauses."""
+    for number, turn in enumerate(plan):
+        end = start + turn.steps
+        borders = [start, *(step for step in pauses if start < step < end), end]
+        for first, last in pairwise(borders):
+            yield Stretch(number, turn.learners, first, last - first)
+        start = end

@@ -1,0 +1,74 @@
+"""What a run carries from phase to phase: this process's slices, the optimizers' moments, the place in the data."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .chain import Chain
+from .config import Config
+from .glow import glow_steps
+from .objective import Truncated, truncate
+from .part import scheme_cut
+from .pixels import Pixels
+from .sources import ImageSet
+from .world import World
+
+
+@dataclass
+class State:
+    """A run between two turns.
+
+    Attributes:
+        world: the processes.
+        config: the run's settings, with an explicit cut if it was measured.
+        images: the training and the test split.
+        pixels: what the images look like.
+        chain: the parts that this process holds; after a join, all of them.
+        whole: the joined model; None while parts learn apart.
+        moments: the optimizers' state by global name, as of the end of the last phase.
+        moments_of: the kind of optimizer that they belong to.
+        learned: positions of the parts that have started to learn.
+        step: batches drawn at the head so far.
+    """
+
+    world: World
+    config: Config
+    images: ImageSet
+    pixels: Pixels
+    chain: Chain
+    whole: Truncated | None = None
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    moments_of: str | None = None
+    learned: set[int] = field(default_factory=set)
+    step: int = 0
+
+    def part_state(self, part: int) -> dict[str, Tensor]:
+        """Weights, buffers, prior and moments of one of this process's parts, by global name."""
+        truncated = self.chain.slices[part]
+        own = {name for name, _ in truncated.named_global_parameters()}
+        moments = {key: value for key, value in self.moments.items() if key.split("/", 1)[1] in own}
+        return truncated.global_state() | moments
+
+
+def build(config: Config, pixels: Pixels) -> tuple[dict[int, Truncated], Truncated]:
+    """The model at its initial weights, the same in every process.
+
+    Returns:
+        Its slices by position, and the whole, which shares their modules.
+    """
+    steps = glow_steps(config.glow, pixels.shape, config.seed)
+    at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
+    slices, whole = truncate(steps, at, pixels.shape, config.glow.top_prior, config.cut.provisional_prior)
+    return dict(enumerate(slices)), whole
+
+
+def fresh(world: World, config: Config, images: ImageSet, pixels: Pixels) -> State:
+    """A run that has not begun: this process keeps its own slices and drops the others."""
+    slices, _ = build(config, pixels)
+    chain = Chain(
+        world,
+        {part: slices[part].to(world.device) for part in world.mine},
+        [slices[part].part.event_out for part in sorted(slices)],
+        config.digest(),
+    )
+    return State(world, config, images, pixels, chain)
