@@ -50,10 +50,8 @@ def read(path: Path, size: int | None) -> Images:
             image = image.convert("RGBA")
         image = image.convert("L" if image.mode in _GREY else "RGB")
         if size is not None:
-            short = min(image.size)
-            if short != size:
-                width, height = (round(side * size / short) for side in image.size)
-                image = image.resize((width, height), Image.Resampling.BICUBIC)
+            width, height = (round(side * size / min(image.size)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)  # a copy where they are the same
             left, top = (image.width - size) // 2, (image.height - size) // 2
             image = image.crop((left, top, left + size, top + size))
         return np.asarray(image).reshape(image.height, image.width, -1)

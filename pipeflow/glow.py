@@ -5,7 +5,7 @@ shapes are known beforehand, [squeeze, K flow steps, split, squeeze, …], and a
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ class GlowConfig:
         for name in ("levels", "steps", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"glow.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_args(kind) and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"glow.{name} is {getattr(self, name)!r}; it must be one of {get_args(kind)}.")
 
 
 class FlowStep(Step):
@@ -89,7 +92,7 @@ def glow_steps(config: GlowConfig, image: Event, seed: int = 0) -> list[Step]:
             f"multiples of {unit}. The nearest size is {nearest[0]}×{nearest[1]}."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         steps: list[Step] = []
         for level in range(config.levels):
             steps.append(Squeeze())

@@ -121,12 +121,13 @@ class Flow(nn.Module):
         """
         if n < 1 or temperature < 0:
             raise ValueError(f"Cannot draw {n} images at temperature {temperature}: n ≥ 1 and temperature ≥ 0.")
-        index = torch.arange(n, device=next(self.parameters()).device)
+        weight = next(self.parameters())
+        index = torch.arange(n, device=weight.device)
         latents: dict[str, Tensor] = {}
         for name, shape in self.latent_shapes().items():
             place = 0 if name == "top" else int(name.removeprefix("split.")) + 1
             draw = normal(seed, Purpose.SAMPLE, place, index, torch.Size(shape).numel())
-            latents[name] = draw.view(n, *shape) * temperature
+            latents[name] = draw.to(weight.dtype).view(n, *shape) * temperature
         return self.decode(latents)
 
     def latent_shapes(self) -> dict[str, tuple[int, ...]]:

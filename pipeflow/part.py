@@ -140,6 +140,7 @@ def scheme_cut(config: CutConfig, levels: int, steps: int) -> tuple[int, ...]:
     Raises:
         ValueError: the scheme has no place for so many borders.
     """
+    assert config.scheme != "balanced", "a balanced cut is measured first and becomes explicit"
     if config.scheme == "explicit":
         return check_cut(config.at or [], levels * steps)
     borders = range(1, config.parts)

@@ -63,6 +63,8 @@ class Pixels:
                 f"Expected uint8 images of shape (B, {', '.join(map(str, self.shape))}), "
                 f"got {images.dtype} of shape {tuple(images.shape)}."
             )
+        if self.levels < 256 and int(images.max()) >= self.levels:
+            raise ValueError(f"A pixel is {int(images.max())}; these images have {self.levels} levels, from 0.")
         x = (images >> (8 - self.bits)).float()
         u = 0.5 if noise is None else noise.view(images.shape)
         logp = torch.full((len(images),), -self.dims * math.log(self.n), device=images.device)

@@ -6,6 +6,7 @@ few things the package needs of it; a world of one process answers the same call
 
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -199,9 +200,12 @@ class ProcessWorld(World):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, process_group=self._everyone, broadcast_buffers=False
-        )
+        with warnings.catch_warnings():
+            # Newer versions of PyTorch rename broadcast_buffers; the oldest that we support knows no other name.
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(
+                module, device_ids=devices, process_group=self._everyone, broadcast_buffers=False
+            )
 
     def edge(self, border: int) -> Any:
         return self._edges.get(border)

@@ -11,9 +11,9 @@ FLOORS = [  # within a floor, a module may import only those written before it
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
     "glow part objective world decode folder published sources data optimizer",
     "link stage balance metrics model sheet",
-    "chain ledger schedule config checkpoint",
+    "chain ledger schedule config checkpoint state join",
     "phase",
-    "train evaluate sample plan report",
+    "fit train evaluate sample plan report",
 ]
 HEIGHT = {name: height for height, name in enumerate(" ".join(FLOORS).split())}
 TRANSPORT = {"world.py", "link.py"}

@@ -140,6 +140,21 @@ def test_step_gradient_reaches_every_parameter_and_the_input(case):
         assert tensor.grad is not None and tensor.grad.abs().max() > 0, name
 
 
+def test_step_gradient_is_the_slope(case):
+    step, z = case[0].double(), case[1].double()
+    weight, away = torch.randn_like(step(z)[0]), [torch.randn_like(parameter) for parameter in step.parameters()]
+
+    def value(distance):
+        moved = [p.detach() + distance * v for p, v in zip(step.parameters(), away, strict=True)]
+        names = [name for name, _ in step.named_parameters()]
+        out, dlogp = torch.func.functional_call(step, dict(zip(names, moved, strict=True)), z)
+        return (out * weight).sum() + 3 * dlogp.sum()
+
+    distance = torch.tensor(0.0, dtype=torch.double, device=z.device, requires_grad=True)
+    slope = torch.autograd.grad(value(distance) + 0 * distance, distance)[0]
+    torch.testing.assert_close(slope, (value(1e-5) - value(-1e-5)) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
 def test_glow_inverse(glow, close):
     whole, x = glow
     packet, eps = whole.part.encode(Packet(x, x.new_zeros(3)))

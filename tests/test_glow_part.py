@@ -82,6 +82,7 @@ def test_global_state_of_the_slices_is_that_of_the_whole(cut, perturb):
     assert {name: tensor.data_ptr() for name, tensor in own.items()} == {
         name: tensor.data_ptr() for name, tensor in whole.global_state().items()
     }
+    assert all(name.startswith(("steps.", "prior.")) for name in own)
     assert {name.rsplit(".", 1)[0] for name in set(state) - set(own)} == {piece.prior_name for piece in slices[:-1]}
 
     saved = {name: tensor.clone() for name, tensor in state.items()}

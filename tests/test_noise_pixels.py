@@ -43,6 +43,19 @@ def test_words_are_pinned(key, device):
     assert words(*head, torch.tensor([image], device=device), 3).tolist() == [PINNED[key]]
 
 
+@pytest.mark.parametrize("key", PINNED, ids=str)
+def test_uniform_and_normal_are_made_of_the_words(key, device):
+    *head, image = key
+    index = torch.tensor([image], device=device)
+    row = python_words(*key, 6)
+    assert uniform(*head, index, 6).tolist() == [[(word // 2**17 + 0.5) / 2**15 for word in row]]
+    halves = [(word + 0.5) / 2**32 for word in row]
+    expected = [
+        math.sqrt(-2 * math.log(r)) * math.cos(2 * math.pi * a) for r, a in zip(halves[:3], halves[3:], strict=True)
+    ]
+    torch.testing.assert_close(normal(*head, index, 3).cpu(), torch.tensor([expected]))
+
+
 def test_purposes_are_pinned():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
         "SHUFFLE": 1,
@@ -157,7 +170,7 @@ def test_quantise_puts_what_is_outside_at_the_edge(device):
     z = torch.tensor([-math.inf, -9.0, -0.5, 0.5, 9.0, math.inf], device=device).view(1, 1, 1, 6)
     assert Pixels((1, 1, 6)).quantise(z).flatten().tolist() == [0, 0, 0, 255, 255, 255]
     assert Pixels((1, 1, 6), bits=2).quantise(z).flatten().tolist() == [0, 0, 0, 192, 192, 192]
-    assert Pixels((1, 1, 1)).quantise(torch.full((1, 1, 1, 1), math.nan, device=device)).shape == (1, 1, 1, 1)
+    assert Pixels((1, 1, 1)).quantise(torch.full((1, 1, 1, 1), math.nan, device=device)).item() == 0
 
 
 @pytest.mark.parametrize(

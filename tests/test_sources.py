@@ -1,5 +1,6 @@
 """Every source gives the stored pixels and nothing else, and every failure is one sentence that helps."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -7,7 +8,9 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import URLError
 
@@ -215,11 +218,10 @@ def test_a_broken_published_file_is_reported(root, offline):
         load("mnist", str(root), None)
 
 
-def test_missing_files_are_downloaded_and_then_read(root, monkeypatch, capfd):
-    """A network of two small archives."""
-    import gzip
-
-    pages = {}
+@pytest.fixture
+def served(root, monkeypatch):
+    """A slow network of four small archives, 3 training and 2 test images of MNIST, and what was asked of it."""
+    pages, asked = {}, []
     for name, count in (("train", 3), ("t10k", 2)):
         for file, array in (("images-idx3", pixels(count, count, 28, 28)), ("labels-idx1", np.zeros(count, np.uint8))):
             path = root.parent / "served" / f"{name}-{file}-ubyte"
@@ -227,17 +229,30 @@ def test_missing_files_are_downloaded_and_then_read(root, monkeypatch, capfd):
             pages[f"{path.name}.gz"] = gzip.compress(path.read_bytes())
 
     class Response(io.BytesIO):
-        def __init__(self, url):
-            super().__init__(pages[url.rsplit("/", 1)[1]])
-            self.url, self.length = url, None
+        def __init__(self, request):
+            time.sleep(0.02)
+            asked.append(request.full_url.rsplit("/", 1)[1])
+            super().__init__(pages[asked[-1]])
+            self.url, self.length = request.full_url, None
 
-    monkeypatch.setattr(urllib.request, "urlopen", lambda request: Response(request.full_url))
+    monkeypatch.setattr(urllib.request, "urlopen", Response)
     listed = [(name, hashlib.md5(page).hexdigest()) for name, page in pages.items()]
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", listed)
+    return asked
+
+
+def test_missing_files_are_downloaded_and_then_read(root, served, capfd):
     images = load("mnist", str(root), None)
     assert np.array_equal(images.train, pixels(3, 3, 28, 28)[..., None]) and len(images.test) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and "downloading" in err  # no progress bars
+
+
+def test_one_downloads_while_the_others_wait(root, served):
+    with ThreadPoolExecutor(3) as pool:
+        for images in pool.map(lambda _: load("mnist", str(root), None), range(3)):
+            assert np.array_equal(images.train, pixels(3, 3, 28, 28)[..., None])
+    assert len(set(served)) == 4 and len(served) == 8  # of each file its last redirect and its content, once
 
 
 # --- folder: splits
@@ -463,7 +478,7 @@ def test_an_unreadable_subfolder_is_no_silent_loss(root, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(ValueError, match="Permission denied: '.*locked'"):
+    with pytest.raises(ValueError, match=r"Permission denied: '.*locked'"):
         load("folder", str(root), None)
 
 
@@ -478,7 +493,7 @@ def test_too_few_images_for_a_split(root, count):
 def test_a_split_folder_without_images(root):
     save(root / "train" / "a.png", pixels(0, 4, 4))
     (root / "val").mkdir()
-    with pytest.raises(ValueError, match="holds 1 training and 0 test images .*both 'train' and 'val'"):
+    with pytest.raises(ValueError, match=r"holds 1 training and 0 test images .*both 'train' and 'val'"):
         load("folder", str(root), None)
 
 
@@ -562,7 +577,7 @@ def test_a_cache_that_cannot_be_written(root, tmp_path, monkeypatch):
     fill(root)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="cannot be kept in '.*file/pipeflow'.*set XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match=r"cannot be kept in '.*file/pipeflow'.*set XDG_CACHE_HOME"):
         load("folder", str(root), None)
 
 

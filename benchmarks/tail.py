@@ -1,0 +1,135 @@
+"""Does an end-to-end tail after training by parts beat end-to-end training alone, on the same number of images?
+
+    python benchmarks/tail.py fashion_mnist --root DIR
+    python benchmarks/tail.py cifar10_jpeg --root DIR      (the unpacked CIFAR-10 (JPEG) folder, not CIFAR-10)
+
+Two arms, each in 3 processes: `parts` learns simultaneously from two thirds of the images and end to end from the last
+third, `end_to_end` learns end to end from all of them. First every arm is swept on short runs over its own learning
+rates, with and without clipping, and the setting with the best test bits/dim is taken (the same split chooses and
+scores, for both arms alike); then both run at full length. Prints a table, writes JSON; the runs stay in --runs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+DATA: dict[str, dict[str, Any]] = {
+    "fashion_mnist": {
+        "settings": ["--data.name", "fashion_mnist", "--glow.levels", "2", "--glow.steps", "8", "--glow.hidden", "128"],
+        "sweep_images": 28_800,
+        "images": 480_000,
+    },
+    "cifar10_jpeg": {
+        "settings": ["--data.name", "folder", "--glow.levels", "3", "--glow.steps", "4", "--glow.hidden", "64"],
+        "sweep_images": 14_400,
+        "images": 300_000,
+    },
+}
+ARMS: dict[str, list[dict[str, Any]]] = {
+    "end_to_end": [
+        {"lr": 1e-3, "clip": None},
+        {"lr": 2e-3, "clip": None},
+        {"lr": 4e-3, "clip": None},
+        {"lr": 2e-3, "clip": 1.0},
+    ],
+    "parts": [
+        {"lr": 1e-3, "tail_lr": 1e-3, "clip": None},
+        {"lr": 2e-3, "tail_lr": 1e-3, "clip": None},
+        {"lr": 2e-3, "tail_lr": 2e-3, "clip": None},
+        {"lr": 4e-3, "tail_lr": 2e-3, "clip": None},
+        {"lr": 2e-3, "tail_lr": 2e-3, "clip": 1.0},
+    ],
+}
+BATCH = 48
+
+
+def phases(arm: str, setting: dict[str, Any], images: int) -> list[dict[str, Any]]:
+    steps = images // BATCH
+    learn = {"lr": setting["lr"], "clip": setting["clip"], "warmup_steps": 50}
+    if arm == "end_to_end":
+        return [{"schedule": "end_to_end", "steps": steps, **learn}]
+    tail = steps // 3
+    return [
+        {"schedule": "simultaneous", "steps": steps - tail, **learn},
+        {"schedule": "end_to_end", "steps": tail, "lr": setting["tail_lr"], "clip": setting["clip"]},
+    ]
+
+
+def train(name: str, arm: str, setting: dict[str, Any], images: int, args: argparse.Namespace, eval_every: float) -> Any:
+    run = args.runs / f"{name}-{arm}-{images}-{'-'.join(str(value) for value in setting.values())}-{args.seed}"
+    if not (run / "result.json").exists():
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"),
+            *("-m", "pipeflow.train", "--", "--run", str(run), *DATA[name]["settings"], "--data.root", args.root),
+            *("--data.batch", str(BATCH), "--data.init_batch", "256", "--seed", str(args.seed)),
+            *("--phases", json.dumps(phases(arm, setting, images)), "--eval_every", str(eval_every)),
+        ]
+        print(" ".join(command), flush=True)
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+        if done.returncode:
+            return {"arm": arm, "setting": setting, "images": images, "test_bits_per_dim": None}
+    result = json.loads((run / "result.json").read_text())
+    curve = [json.loads(line) for line in (run / "metrics" / "evaluation.jsonl").read_text().splitlines()]
+    return {
+        "arm": arm,
+        "setting": setting,
+        "images": images,
+        "test_bits_per_dim": result["test_bits_per_dim"],
+        "seconds": result["seconds"],
+        "curve": [(point["step"] * BATCH, point["bits_per_dim"]) for point in curve],
+        "truncated": [part["bits_per_dim"] for part in result["ledger"]["parts"]],
+        "peak_memory_bytes": result["peak_memory_bytes"],
+        "torch": result["torch"],
+        "config": (run / "config.yaml").read_text(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("--root", required=True, help="where the images are")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tail"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the images: to see that it works")
+    args = parser.parse_args()
+    scale = 100 if args.quick else 1
+    sweep_images, images = (DATA[args.data][key] // scale for key in ("sweep_images", "images"))
+    sweeps, finals = [], []
+    for arm, settings in ARMS.items():
+        tried = [train(args.data, arm, setting, sweep_images, args, 1e9) for setting in settings]
+        sweeps += tried
+        best = min((t for t in tried if t["test_bits_per_dim"] is not None), key=lambda t: t["test_bits_per_dim"])
+        finals.append(train(args.data, arm, best["setting"], images, args, images / 60_000 / 6))
+    rows = [*sweeps, *finals]
+    print(f"\n{args.data}: test bits/dim (lower is better)")
+    for row in rows:
+        print(f"  {row['arm']:<11} {row['images']:>7} images  {row['setting']!s:<58} {row['test_bits_per_dim']}")
+    gap = finals[0]["test_bits_per_dim"] - finals[1]["test_bits_per_dim"]
+    print(f"by parts + tail is {abs(gap):.4f} bits/dim {'better' if gap > 0 else 'worse'} than end to end alone")
+    if args.json:
+        about = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}",
+            "python": platform.python_version(),
+            "started": time.strftime("%Y-%m-%d"),
+        }
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**about, "sweeps": sweeps, "final": finals, "gap": gap}, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()

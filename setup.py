@@ -1,0 +1,21 @@
+"""Packaging; pyproject.toml holds the settings of the tools."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pipeflow",
+    version="0.1.0",
+    description="Normalizing flows trained by parts: a pipeline over torch.distributed with nothing sent backward.",
+    packages=find_packages(include=["pipeflow", "pipeflow.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.11",
+        "torchvision",
+        "numpy",
+        "tqdm",
+        "jsonargparse[signatures]>=4.35",
+        "safetensors",
+        "scikit-learn",
+    ],
+    extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "types-PyYAML"]},
+)

@@ -1,0 +1,76 @@
+"""Real processes for tests: spawned, meeting at a file, and named when they hang, are killed or raise.
+
+`torch.multiprocessing.spawn` reports the first failure and loses return values; this returns what every rank returned.
+"""
+
+import os
+import queue
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def in_processes(
+    size: int, work: Callable[..., Any], *arguments: Any, directory: Path, timeout_s: float = 120
+) -> list[Any]:
+    """Runs `work(init_method, *arguments)` in `size` processes, as torchrun would start them.
+
+    Args:
+        size: number of processes; 1 is a world of one, without an environment.
+        work: a function at the top of a module.
+        arguments: handed on; multiprocessing events and values may be among them.
+        directory: an empty one, where the processes meet.
+        timeout_s: after it the processes still running are killed and named.
+
+    Returns:
+        What each rank returned, by rank.
+    """
+    context = mp.get_context("spawn")
+    results: Any = context.Queue()
+    directory.mkdir(parents=True, exist_ok=True)
+    processes = [
+        context.Process(target=_enter, args=(rank, size, f"file://{directory}/meet", results, work, arguments))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    returned: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    problems: list[str] = []
+    while len(returned) < size and not problems:
+        try:
+            rank, value, trouble = results.get(timeout=0.2)
+            if trouble:
+                problems.append(f"rank {rank} raised:\n{trouble}")
+            returned[rank] = value
+        except queue.Empty:
+            missing = [rank for rank in range(size) if rank not in returned]
+            problems += [
+                f"rank {rank} ended with exit code {processes[rank].exitcode}"
+                for rank in missing
+                if processes[rank].exitcode not in (None, 0)
+            ]
+            if time.monotonic() > deadline:
+                problems += [f"rank {rank} hung for {timeout_s} s" for rank in missing]
+    for process in processes:
+        process.join(timeout=0 if problems else 20)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    assert not problems, "\n".join(problems)
+    return [returned[rank] for rank in range(size)]
+
+
+def _enter(rank: int, size: int, init_method: str, results: Any, work: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    if size > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    try:
+        results.put((rank, work(init_method, *arguments), ""))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))

@@ -1,0 +1,26 @@
+"""A run small enough for a test, on the real digits."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeflow.config import Config
+from pipeflow.data import DataConfig
+from pipeflow.glow import GlowConfig
+from pipeflow.part import CutConfig
+from pipeflow.schedule import PhaseConfig
+
+
+def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others: Any) -> Config:
+    """2 levels × 3 steps × 8 in 3 parts, learned priors, so that every kind of parameter takes part."""
+    return Config(
+        **{
+            "run": str(run),
+            "device": "cpu",
+            "glow": GlowConfig(levels=2, steps=3, hidden=8, top_prior="learned"),
+            "data": DataConfig(batch=batch, init_batch=32),
+            "cut": CutConfig("explicit", 3, [1, 4], provisional_prior="learned"),
+            "phases": phases,
+            "eval_every": 1e9,
+            **others,
+        }
+    )
