@@ -13,7 +13,7 @@ setup(
         "torchvision",
         "numpy",
         "tqdm",
-        "jsonargparse[signatures]>=4.35",
+        "jsonargparse[signatures]>=4.53",
         "safetensors",
         "scikit-learn",
     ],

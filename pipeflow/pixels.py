@@ -81,4 +81,4 @@ class Pixels:
 
     def bits_per_dim(self, nats: float) -> float:
         """A log-likelihood of one image in nats → bits per dimension."""
-        return -nats / (self.dims * math.log(2))
+        return (0.0 - nats) / (self.dims * math.log(2))

@@ -33,8 +33,7 @@ def refused(here, capfd):
 
     def refused(*words, code=2, untouched=True, chatter=False):
         before = tree(here)
-        words = ["--run", "run", *words] if "--run" not in words else words
-        assert main(list(words)) == code
+        assert main(["--run", "run", *SMALL, *phases(phase(steps=1)), *words]) == code
         err = capfd.readouterr().err
         lines = err.splitlines()
         (sentence,) = [line for line in lines if line.startswith("pipeflow: ")]
@@ -223,14 +222,14 @@ DATA = {
 @pytest.mark.parametrize("case", DATA)
 def test_data(refused, case):
     words, fragments = DATA[case]
-    says(refused(*SMALL, *words), *fragments)
+    says(refused(*words), *fragments)
 
 
 def test_an_image_size_of_ones_own_that_cannot_be_halved(refused, here):
     (here / "images").mkdir()
     for number in range(20):
         Image.fromarray(np.full((30, 30), number, np.uint8)).save(here / "images" / f"{number:02}.png")
-    words = [*SMALL, "--data.name", "folder", "--data.root", "images", "--data.init_batch", "16"]
+    words = ["--data.name", "folder", "--data.root", "images", "--data.init_batch", "16"]
     says(refused(*words, "--data.image_size", "30"), "30×30", "multiples of 4", "32×32")
     (here / "images" / "07.png").write_bytes(b"no image")
     says(refused(*words, "--data.image_size", "32"), "07.png", "on_corrupt")
@@ -257,7 +256,7 @@ def test_a_device_that_is_not_there(refused, monkeypatch):
 
 
 def test_nccl_needs_a_gpu(refused):
-    says(refused(*SMALL, *phases(phase()), "--parallel.backend", "nccl"), "parallel.backend is nccl", "gloo", "auto")
+    says(refused("--parallel.backend", "nccl"), "parallel.backend is nccl", "gloo", "auto")
 
 
 @pytest.mark.parametrize(
@@ -313,20 +312,20 @@ def test_a_directory_that_holds_a_run_is_left_alone(refused, here, capfd):
 def test_the_remains_of_a_run_are_a_run(refused, here, name):
     (here / "run").mkdir()
     (here / "run" / name).mkdir() if name == "checkpoints" else (here / "run" / name).write_text("seed: 1\n")
-    says(refused(*SMALL), "already holds a run")
+    says(refused(), "already holds a run")
 
 
 def test_a_run_directory_that_is_a_file(refused, here):
     (here / "taken").write_text("mine")
-    says(refused(*SMALL, "--run", "taken"), "taken is a file", "directory")
-    says(refused(*SMALL, *phases(phase(steps=1)), "--run", "taken/run"), "taken", "directory")
+    says(refused("--run", "taken"), "taken is a file", "directory")
+    says(refused("--run", "taken/run"), "taken", "directory")
 
 
 # --- a run that breaks
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(refused, here):
-    words = [*SMALL, *phases(phase("simultaneous", steps=60, lr=1e6)), "--max_bad_steps", "3", "--eval_every", "1000"]
+    words = [*phases(phase("simultaneous", steps=60, lr=1e6)), "--max_bad_steps", "3", "--eval_every", "1000"]
     sentence = refused(*words, code=1, untouched=False)
     found = re.search(r"part (\d) \(rank 0\) stops at step (\d+)", sentence)
     assert found and "3 times in a row" in sentence and "max_bad_steps" in sentence

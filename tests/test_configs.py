@@ -127,6 +127,18 @@ def test_a_list_is_given_whole(equals):
     assert (config.cut.at, borders(config)) == ([3, 9], (3, 9))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_list_of_phases_takes_nothing_from_the_one_that_it_replaces(tmp_path, count):
+    """Else a learning rate of the file would silently be that of the command line's phase."""
+    old = "{schedule: simultaneous, epochs: 9, lr: 0.5, warmup_steps: 9, clip: 3}"
+    new = "{schedule: simultaneous, steps: 2}"
+    (tmp_path / "a.yaml").write_text(f"phases: [{', '.join([old] * count)}]\n")
+    given = f"[{', '.join([new] * count)}]"
+    for words in (["--config", str(tmp_path / "a.yaml")], ["--phases", f"[{', '.join([old] * count)}]"]):
+        assert parse([*words, "--phases", given]).phases == [PhaseConfig("simultaneous", steps=2)] * count
+        assert parse([*words, f"--phases={given}"]).phases == [PhaseConfig("simultaneous", steps=2)] * count
+
+
 def test_small_learning_rates_are_numbers_however_they_are_written(tmp_path):
     for written in ("1e-5", "1.0e-5", "0.00001", "1E-5"):
         file = tmp_path / "a.yaml"

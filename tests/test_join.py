@@ -1,0 +1,75 @@
+"""The switch to end to end: a join that changes the model stops the run; processes that disagree never begin."""
+
+import dataclasses
+import os
+
+import pytest
+from distributed import in_processes
+from small import small_config
+
+import pipeflow.join
+from pipeflow.config import Config
+from pipeflow.fit import fit
+from pipeflow.link import ProcessInbox
+from pipeflow.schedule import PhaseConfig
+from pipeflow.world import ParallelConfig, open_world
+
+SWITCH = [PhaseConfig("simultaneous", steps=3), PhaseConfig("end_to_end", steps=2)]
+
+
+def test_a_wrong_join_stops_the_run(tmp_path, monkeypatch):
+    load = pipeflow.join.load
+
+    def swapped(data):
+        """Two flow steps of one shape change places: every name is there, every shape fits."""
+        state = load(data)
+        for name in [name for name in state if name.startswith("steps.2.")]:
+            other = name.replace("steps.2.", "steps.3.")
+            state[name], state[other] = state[other], state[name]
+        return state
+
+    monkeypatch.setattr(pipeflow.join, "load", swapped)
+    with pytest.raises(RuntimeError, match=r"do not join: \d.* bits/dim by parts, \d.* joined.*step 3"):
+        fit(small_config(tmp_path / "run", SWITCH))
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_right_join_does_not(tmp_path):
+    result = fit(small_config(tmp_path / "run", SWITCH))
+    assert result["test_bits_per_dim"] == result["ledger"]["parts"][-1]["bits_per_dim"]
+    assert [phase["steps"] for phase in result["phases"]] == [3, 2]
+    for name in ("config.yaml", "result.json", "samples/step-3.png", "samples/step-5.png"):
+        assert (tmp_path / "run" / name).is_file(), name
+
+
+def disagree(init_method: str, config: Config) -> str:
+    seed = int(os.environ["RANK"])
+    with pytest.raises(ValueError) as caught:
+        fit(dataclasses.replace(config, seed=seed), init_method)
+    return str(caught.value)
+
+
+def test_processes_that_disagree_about_the_settings_never_begin(tmp_path):
+    config = small_config(tmp_path / "run", SWITCH)
+    for sentence in in_processes(2, disagree, config, directory=tmp_path / "meet"):
+        assert "disagree about the settings" in sentence and "rank 1" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def wait_for_nothing(init_method: str) -> str:
+    from test_streams import border
+
+    world = open_world(ParallelConfig(), 2, "cpu", init_method)
+    message = ""
+    if world.rank == 1:
+        inbox = ProcessInbox(border(world, 1, 1)._replace(name="part 2 (rank 1), from part 1 (rank 0)", timeout_s=1.5))
+        with pytest.raises(ConnectionError) as caught:
+            inbox.recv()
+        message = str(caught.value)
+    world.exchange(b"")
+    return message
+
+
+def test_a_packet_that_never_comes_is_an_error_with_a_name(tmp_path):
+    message = in_processes(2, wait_for_nothing, directory=tmp_path)[1]
+    assert message.startswith("part 2 (rank 1), from part 1 (rank 0): packet 1 of 1 did not pass")
