@@ -20,9 +20,11 @@ _KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 NamedParameters = list[tuple[str, nn.Parameter]]
 
 
-def make_optimizer(name: OptimizerName, named: NamedParameters, lr: float) -> torch.optim.Optimizer:
-    """name: "adam", "adamax" or "adamw", with PyTorch's defaults; named: (global name, parameter)."""
-    return _KINDS[name]([parameter for _, parameter in named], lr=lr)
+def make_optimizer(
+    name: OptimizerName, named: NamedParameters, lr: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """name: "adam", "adamax" or "adamw", with PyTorch's other defaults; named: (global name, parameter)."""
+    return _KINDS[name]([parameter for _, parameter in named], lr=lr, weight_decay=weight_decay)
 
 
 def named_moments(optimizer: torch.optim.Optimizer, named: NamedParameters) -> dict[str, Tensor]:

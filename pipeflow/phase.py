@@ -153,7 +153,7 @@ class Phase:
 
     def _make_stage(self, truncated: Truncated, lr: float) -> Stage:
         named = truncated.named_global_parameters()
-        optimizer = make_optimizer(self.config.optimizer, named, lr)
+        optimizer = make_optimizer(self.config.optimizer, named, lr, self.config.weight_decay)
         if self.config.optimizer == self.state.moments_of and not self.config.restart_optimizer:
             load_moments(optimizer, named, self.state.moments)
         return Stage(truncated, optimizer, lr, self.config.warmup_steps, self.config.clip, self.state.pixels.dims)

@@ -24,6 +24,7 @@ class PhaseConfig:
         turn_epochs, turn_steps: length of a turn of "alternate"; one epoch by default.
         lr: learning rate; by parts also a list, one number a part.
         optimizer: "adam", "adamax" or "adamw".
+        weight_decay: of the optimizer; for "adamw" decoupled from the gradient, for the others an L2 penalty.
         warmup_steps: updates over which the learning rate rises linearly.
         clip: largest norm of the gradient, a part's by parts and the model's end to end; None does not clip.
         restart_optimizer: forget the moments of earlier phases.
@@ -36,6 +37,7 @@ class PhaseConfig:
     turn_steps: int | None = None
     lr: float | list[float] = 1e-3
     optimizer: OptimizerName = "adam"
+    weight_decay: float = 0.0
     warmup_steps: int = 0
     clip: float | None = None
     restart_optimizer: bool = False
@@ -56,10 +58,11 @@ class PhaseConfig:
         ]:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value} in a {self.schedule} phase; it must be positive.")
-        if self.warmup_steps < 0:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps} in a {self.schedule} phase; it must not be negative."
-            )
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} in a {self.schedule} phase; it must not be negative."
+                )
 
     def lr_of(self, part: int) -> float:
         """Learning rate of a part, counted from 0; end to end, of the model."""
