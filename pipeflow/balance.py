@@ -69,7 +69,7 @@ def flow_step_costs(steps: Sequence[Step], seconds: Sequence[float]) -> list[flo
 
 
 def balanced_cut(costs: Sequence[float], parts: int) -> tuple[int, ...]:
-    """The borders with the smallest possible largest part; among equals, the earliest borders.
+    """The borders with the smallest possible largest part; among equals, the parts before the largest are balanced too.
 
     Args:
         costs: seconds of each flow step.

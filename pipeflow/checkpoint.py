@@ -62,7 +62,12 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest_file = directory / "manifest.json"
     if not manifest_file.is_file():
         raise ValueError(f"{directory} is no checkpoint: it has no manifest.json.")
-    manifest = json.loads(manifest_file.read_text())
+    try:
+        manifest = json.loads(manifest_file.read_text())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{manifest_file} is damaged: it is no JSON object.")
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{directory} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}.")
     tensors: dict[str, Tensor] = {}

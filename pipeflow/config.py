@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import yaml
@@ -20,13 +21,14 @@ from .data import DataConfig
 from .glow import GlowConfig
 from .part import CutConfig, scheme_cut
 from .schedule import PhaseConfig
+from .sentence import sentence
 from .world import ParallelConfig
 
 
 def _quickstart_phases() -> list[PhaseConfig]:
     return [
-        PhaseConfig("simultaneous", epochs=30, lr=2e-3, warmup_steps=50),
-        PhaseConfig("end_to_end", epochs=20, lr=1e-3),
+        PhaseConfig("simultaneous", epochs=30.0, lr=2e-3, warmup_steps=50),
+        PhaseConfig("end_to_end", epochs=20.0, lr=1e-3),
     ]
 
 
@@ -59,7 +61,7 @@ class Config:
     cut: CutConfig = field(default_factory=CutConfig)
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    eval_every: float = 5
+    eval_every: float = 5.0
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
@@ -73,8 +75,11 @@ class Config:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
+        flow_steps = self.glow.levels * self.glow.steps
         if self.cut.scheme != "balanced":
             scheme_cut(self.cut, self.glow.levels, self.glow.steps)
+        elif self.cut.parts > flow_steps:
+            raise ValueError(f"cut.parts is {self.cut.parts}, but the flow has only {flow_steps} flow steps.")
 
     def check_world(self, size: int) -> None:
         """A ValueError where `size` processes cannot share a batch end to end."""
@@ -99,7 +104,9 @@ class Config:
 
 def make_parser() -> ArgumentParser:
     """The parser of `python -m pipeflow.train`; `--help` lists every setting."""
-    parser = ArgumentParser(prog="pipeflow.train", exit_on_error=False, description="Train a Glow by parts.")
+    parser = ArgumentParser(
+        prog="pipeflow.train", exit_on_error=False, allow_abbrev=False, description="Train a Glow by parts."
+    )
     parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
     parser.add_class_arguments(Config)
     return parser
@@ -116,15 +123,31 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """
     # torchrun takes "--run" for the beginning of an option of its own; behind "--" it leaves words alone.
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
+    # Where lists are equally long, jsonargparse fills what a phase leaves out from the list that it replaces; here a
+    # list is given whole.
+    words = [part for word in words for part in (["--phases=[]", word] if re.match("--phases(=|$)", word) else [word])]
     parser = make_parser()
     try:
-        values = parser.instantiate_classes(parser.parse_args(words))
+        values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
-        raise ValueError(_sentence(str(error))) from error
+        raise ValueError(sentence(str(error), _names(), _file(words))) from error
     values.pop("config", None)
     return Config(**vars(values))
 
 
-def _sentence(message: str) -> str:
-    """An error of the parser without its indented repetitions."""
-    return re.sub(r"\s*\n\s*", " ", message).strip()
+def _names(settings: type = Config, before: str = "") -> list[str]:
+    """Dotted names of all settings; those of a phase are called phases.<name>."""
+    names = []
+    for member in dataclasses.fields(settings):
+        inner = PhaseConfig if member.name == "phases" else member.type
+        names.append(before + member.name)
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            names += _names(inner, f"{before}{member.name}.")
+    return names
+
+
+def _file(words: Sequence[str]) -> str | None:
+    """The last --config among the words."""
+    files = [after for word, after in pairwise(words) if word == "--config"]
+    files += [word.split("=", 1)[1] for word in words if word.startswith("--config=")]
+    return files[-1] if files else None

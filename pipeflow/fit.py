@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 import resource
 import sys
@@ -22,7 +23,7 @@ from .model import Flow
 from .part import CutConfig, flow_step_positions
 from .phase import Phase
 from .pixels import Pixels
-from .schedule import phase_steps
+from .schedule import phase_steps, turns
 from .sheet import save_sheet
 from .sources import ImageSet, load
 from .state import State, build, fresh
@@ -60,8 +61,8 @@ def _fit(world: World, config: Config) -> dict[str, Any]:
     pixels = Pixels((channels, height, width), images.levels, config.data.bits)
     config = _measured(world, config, pixels)
     state = fresh(world, config, images, pixels)
+    world.first(lambda: _make(directory))
     if world.rank == 0:
-        directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.yaml").write_text(config.as_yaml())
     say(world, _opening(state))
     evaluations = Stream(directory / "metrics" / "evaluation.jsonl") if world.rank == 0 else None
@@ -85,6 +86,11 @@ def _fit(world: World, config: Config) -> dict[str, Any]:
         phase = Phase(state, settings, number, directory)
         phase.run(evaluate_now)
         assert ledger is not None
+        if not all(math.isfinite(part["bits_per_dim"]) for part in ledger.parts):
+            raise FloatingPointError(
+                f"Phase {number} ({settings.schedule}) ends at step {state.step} with a model whose test bits/dim is "
+                "not finite; nothing of it was saved. Try a lower lr, a warm-up or clipping."
+            )
         say(world, ledger.table())
         saved = checkpoint.save(
             world,
@@ -135,6 +141,13 @@ def _refuse_old_run(directory: Path) -> None:
         raise ValueError(f"--run {directory} is a file; it must be a directory, or not exist yet.")
 
 
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--run {directory} cannot be made a directory ({error}); give another one.") from error
+
+
 def _load(config: Config) -> ImageSet:
     data = config.data
     images = load(data.name, data.root, data.image_size, data.on_corrupt)
@@ -142,6 +155,8 @@ def _load(config: Config) -> ImageSet:
     height, width, channels = images.train.shape[1:]
     Pixels((channels, height, width), images.levels, data.bits)
     glow_steps(dataclasses.replace(config.glow, steps=1, hidden=1), (channels, height, width))
+    for phase in config.phases:
+        turns(phase, config.cut.parts, len(images.train), data.batch)
     return images
 
 

@@ -19,11 +19,15 @@ from .state import State, build
 _TOLERANCE = 1e-4
 
 
+class JoinError(RuntimeError):
+    """The joined model is not the model that the parts make."""
+
+
 def join(state: State) -> None:
     """Gives every process all slices and the whole, sharing modules, and all moments.
 
     Raises:
-        RuntimeError: bits/dim of the joined model differ from those of the chain of parts.
+        JoinError: bits/dim of the joined model differ from those of the chain of parts.
     """
     before = _chain_bits(state)
     own: dict[str, torch.Tensor] = {}
@@ -41,7 +45,7 @@ def join(state: State) -> None:
     state.moments = {name: tensor for name, tensor in gathered.items() if "/" in name}
     after = _whole_bits(state)
     if not math.isclose(before, after, rel_tol=0, abs_tol=_TOLERANCE) and math.isfinite(before):
-        raise RuntimeError(
+        raise JoinError(
             f"The parts do not join: {before:.6f} bits/dim by parts, {after:.6f} joined, on the same images "
             f"(step {state.step}, rank {state.world.rank}). The run stops before it trains a wrong model."
         )

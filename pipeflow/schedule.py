@@ -3,6 +3,7 @@
 Nothing here touches a tensor; the plans are carried out in phase.py and tested as literal tables.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,8 +57,8 @@ class PhaseConfig:
             *[(name, getattr(self, name)) for name in ("epochs", "steps", "turn_epochs", "turn_steps", "clip")],
             *[("lr", rate) for rate in rates],
         ]:
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value} in a {self.schedule} phase; it must be positive.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value} in a {self.schedule} phase; it must be positive and finite.")
         for name in ("warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(
@@ -113,9 +114,13 @@ def turns(phase: PhaseConfig, parts: int, images: int, batch: int) -> list[Turn]
         if total < parts:
             raise ValueError(f"A sequential phase of {total} steps cannot be shared by {parts} parts.")
         return [Turn((part,), total // parts + (part < total % parts)) for part in range(parts)]
-    length = phase.turn_steps or steps_of(phase.turn_epochs or 1.0, images, batch)
-    starts = range(0, total, length)
-    return [Turn((number % parts,), min(length, total - start)) for number, start in enumerate(starts)]
+    # Borders are rounded, not lengths: 60 turns of an epoch are 60 epochs, whatever an epoch leaves of its last batch.
+    borders = [0]
+    while borders[-1] < total:
+        number = len(borders)
+        end = number * (phase.turn_steps or 0) or steps_of(number * (phase.turn_epochs or 1.0), images, batch)
+        borders.append(min(total, max(end, borders[-1] + 1)))
+    return [Turn((number % parts,), end - start) for number, (start, end) in enumerate(pairwise(borders))]
 
 
 def stops(images: int, batch: int, epochs: float, start: int, end: int) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from .config import parse
 from .fit import fit
+from .join import JoinError
 from .world import leave_the_word_to_rank_0
 
 
@@ -14,10 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fit(parse(arguments))
     except ValueError as error:
         leave_the_word_to_rank_0()
-        print(f"pipeflow: {error}", file=sys.stderr, flush=True)
+        print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
-    except (FloatingPointError, ConnectionError, RuntimeError) as error:
-        print(f"pipeflow: {error}", file=sys.stderr, flush=True)
+    except (FloatingPointError, ConnectionError, JoinError) as error:
+        print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -47,7 +47,7 @@ class ParallelConfig:
         for name in ("depth", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.timeout_s <= 0:
+        if not self.timeout_s > 0:
             raise ValueError(f"parallel.timeout_s is {self.timeout_s}; it must be positive.")
         if self.replicas not in (None, 1):
             raise ValueError(f"parallel.replicas is {self.replicas}; more than one chain is not supported yet.")
@@ -105,6 +105,8 @@ class World:
         self.owner = owners(parts, self.size)
         self.mine = range(self.owner.index(self.rank), self.owner.index(self.rank) + self.owner.count(self.rank))
         self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        if config.backend == "nccl" and self.device.type != "cuda":
+            raise ValueError("parallel.backend is nccl, but the run is on the CPU (device); use gloo or auto.")
         self._notes: dict[str, bytes] = {}
         torch.set_num_threads(config.threads)
 
@@ -172,18 +174,21 @@ class ProcessWorld(World):
         self.exchange(b"")
 
     def exchange(self, data: bytes) -> list[bytes]:
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(data)]))
-        gathered = []
-        for rank, size in enumerate(sizes):
-            length = int(size)
-            buffer = torch.empty(length, dtype=torch.uint8)
-            if rank == self.rank and length:
-                buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            if length:
-                dist.broadcast(buffer, rank)
-            gathered.append(buffer.numpy().tobytes())
-        return gathered
+        try:
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            return [self._broadcast(data, rank, int(size)) for rank, size in enumerate(sizes)]
+        except RuntimeError as error:
+            raise ConnectionError(f"rank {self.rank} lost the other processes: {str(error).splitlines()[0]}") from error
+
+    def _broadcast(self, data: bytes, source: int, size: int) -> bytes:
+        if not size:
+            return b""
+        buffer = torch.empty(size, dtype=torch.uint8)
+        if source == self.rank:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(buffer, source)
+        return buffer.numpy().tobytes()
 
     def first(self, work: Callable[[], T]) -> T:
         done: list[T] = []

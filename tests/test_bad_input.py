@@ -355,3 +355,11 @@ def test_a_loss_that_is_no_number_for_a_while_does_not_stop_it(monkeypatch, here
     lines = [json.loads(line) for line in (here / "run" / "metrics" / "part-1.jsonl").read_text().splitlines()]
     assert [line["bad"] for line in lines] == [step % 3 == 2 for step in range(8)]
     assert [line["updated"] for line in lines] == [step % 3 != 2 for step in range(8)]
+
+
+def test_a_phase_too_short_to_be_stopped_does_not_end_well_with_a_broken_model(refused, here):
+    """Finite gradients may still throw the weights to where every loss is NaN; max_bad_steps is not reached then."""
+    words = phases(phase("simultaneous", lr=1e30))
+    sentence = refused(*words, code=1, untouched=False)
+    assert "phase 1" in sentence.lower() and "not finite" in sentence and "lower lr" in sentence
+    assert not (here / "run" / "result.json").exists() and not (here / "run" / "checkpoints").exists()

@@ -29,7 +29,7 @@ def test_a_wrong_join_stops_the_run(tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(pipeflow.join, "load", swapped)
-    with pytest.raises(RuntimeError, match=r"do not join: \d.* bits/dim by parts, \d.* joined.*step 3"):
+    with pytest.raises(pipeflow.join.JoinError, match=r"do not join: \d.* bits/dim by parts, \d.* joined.*step 3"):
         fit(small_config(tmp_path / "run", SWITCH))
     assert not (tmp_path / "run" / "result.json").exists()
 
