@@ -4,9 +4,10 @@
     python benchmarks/tail.py cifar10_jpeg --root DIR      (the unpacked CIFAR-10 (JPEG) folder, not CIFAR-10)
 
 Two arms, each in 3 processes: `parts` learns simultaneously from two thirds of the images and end to end from the last
-third, `end_to_end` learns end to end from all of them. First each arm is swept on short runs at a constant learning rate,
-with and without clipping, and its setting with the best test bits/dim is taken (the same split chooses and scores, for
-both arms alike). Then both run at full length, the last third of both at a quarter of the learning rate. Prints a table, writes JSON; the runs stay in --runs.
+third, `end_to_end` learns end to end from all of them. First each arm is swept on short runs at a constant learning
+rate, with and without clipping, and its setting with the best test bits/dim is taken (the same split chooses and
+scores, for both arms alike). Then both run at full length, the last third of both at a quarter of the learning rate.
+Prints a table, writes JSON; the runs stay in --runs, and one that is there already is not run again.
 """
 
 import argparse
@@ -55,9 +56,8 @@ def phases(arm: str, setting: dict[str, Any], images: int, decay: float) -> list
     ]
 
 
-def train(
-    name: str, arm: str, setting: dict[str, Any], images: int, args: argparse.Namespace, eval_every: float
-) -> Any:
+def train(name: str, arm: str, setting: dict[str, Any], images: int, decay: float, args: argparse.Namespace) -> Any:
+    eval_every = images / DATA[name]["train"] / (6 if decay < 1 else 1)
     run = args.runs / f"{name}-{arm}-{images}-{'-'.join(str(value) for value in setting.values())}-{args.seed}"
     if not (run / "result.json").exists():
         command = [
