@@ -12,7 +12,7 @@ FLOORS = [  # within a floor, a module may import only those written before it
     "glow part objective world decode folder published sources data optimizer",
     "link stage balance metrics model sheet",
     "chain ledger schedule sentence config checkpoint state join",
-    "phase",
+    "phase record",
     "fit train evaluate sample plan report",
 ]
 HEIGHT = {name: height for height, name in enumerate(" ".join(FLOORS).split())}

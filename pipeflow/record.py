@@ -1,0 +1,159 @@
+"""What a run leaves in its directory besides metrics of parts and checkpoints, and what it says on the way.
+
+`config.yaml` when it begins, a line of `metrics/evaluation.jsonl` and of standard output at every evaluation, a sheet
+of samples after every phase, `result.json` at the end: all by the first process, so that nothing is said twice.
+"""
+
+import dataclasses
+import json
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .ledger import Ledger
+from .metrics import Stream, say
+from .model import Flow
+from .part import flow_step_positions
+from .sheet import save_sheet
+from .state import State, build
+from .traffic import totals
+
+
+def refuse_old_run(directory: Path) -> None:
+    """A ValueError where the directory holds a run already."""
+    if (directory / "config.yaml").exists() or (directory / "checkpoints").exists():
+        raise ValueError(
+            f"{directory} already holds a run, which is never written over. Give the new run another directory with "
+            "--run DIR, or rename or remove the old one."
+        )
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--run {directory} is a file; it must be a directory, or not exist yet.")
+
+
+class Record:
+    """The record of one run.
+
+    Args:
+        state: the run, about to begin; the directory is made and the settings are written.
+
+    Raises:
+        ValueError: the directory cannot be made.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state, self.world = state, state.world
+        self.directory = Path(state.config.run)
+        self.phases: list[dict[str, Any]] = []
+        self.world.first(self._make)
+        self._evaluations: Stream | None = None
+        if self.world.rank == 0:
+            (self.directory / "config.yaml").write_text(state.config.as_yaml())
+            self._evaluations = Stream(self.directory / "metrics" / "evaluation.jsonl")
+        say(self.world, _opening(state))
+
+    def phase_begins(self, number: int, schedule: str, steps: int) -> None:
+        """Says what comes."""
+        say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps")
+
+    def evaluated(self, ledger: Ledger) -> None:
+        """Writes and says an evaluation."""
+        state = self.state
+        epoch = state.step * state.config.data.batch / len(state.images.train)
+        say(self.world, f"step {state.step}, epoch {epoch:.1f}: {_headline(ledger)}")
+        if self._evaluations:
+            self._evaluations.write(step=state.step, epoch=epoch, time=time.time(), **_as_json(ledger))
+            self._evaluations.flush()
+
+    def phase_ends(self, ledger: Ledger, saved: Path, **about: Any) -> None:
+        """Says where the bits go, and draws samples from what was saved, not from what is in memory.
+
+        Args:
+            ledger: the last evaluation.
+            saved: the checkpoint that was written; drawing from it shows that it is whole.
+            about: schedule, steps and seconds, for the result.
+        """
+        say(self.world, ledger.table())
+        self.phases.append(about)
+        if self.world.rank == 0:
+            tensors, _ = checkpoint.load(saved)
+            _, whole = build(self.state.config, self.state.pixels)
+            whole.load_global_state(tensors)
+            samples = Flow([whole.part], whole, self.state.pixels).sample(64, 0.7)
+            path = self.directory / "samples" / f"step-{self.state.step}.png"
+            save_sheet(samples, self.state.pixels.levels, path)
+        self.world.exchange(b"")
+
+    def ends(self, ledger: Ledger) -> dict[str, Any]:
+        """Writes `result.json`, and returns what it says: bits/dim, seconds, images a second, bytes."""
+        world = self.world
+        ranks = [json.loads(text) for text in world.exchange(json.dumps(_usage(world.device)).encode())]
+        result = {
+            "test_bits_per_dim": ledger.bits_per_dim,
+            "ledger": _as_json(ledger),
+            "seconds": [phase["seconds"] for phase in self.phases],
+            "images_per_s": [phase["images_per_s"] for phase in self.phases],
+            "phases": self.phases,
+            **{name: [rank[name] for rank in ranks] for name in ranks[0]},
+            "processes": world.size,
+            "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        if self._evaluations:
+            self._evaluations.close()
+            (self.directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        say(world, f"{self.directory}: {_headline(ledger)}; samples, checkpoints and result.json are there.")
+        world.exchange(b"")
+        return result
+
+    def _make(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--run {self.directory} cannot be made a directory ({error}); give another one."
+            ) from error
+
+
+def _usage(device: torch.device) -> dict[str, int]:
+    """Of this process so far: peak memory, and what its TCP sockets that are still open have carried."""
+    sent, received = totals()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "peak_memory_bytes": resident * (1 if sys.platform == "darwin" else 1024),
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        "bytes_sent": sent,
+        "bytes_received": received,
+    }
+
+
+def _opening(state: State) -> str:
+    config, glow = state.config, state.config.glow
+    slices, whole = build(config, state.pixels)
+    sizes = [len(flow_step_positions([step for _, step in part.part.chain()])) for part in slices.values()]
+    parameters = sum(parameter.numel() for parameter in whole.parameters())
+    many = f"{state.world.size} processes" if state.world.size > 1 else "1 process"
+    images = state.images
+    return (
+        f"{config.data.name}: {len(images.train)} training and {len(images.test)} test images of {state.pixels.shape}\n"
+        f"Glow {glow.levels} × {glow.steps} × {glow.hidden}, {parameters:,} parameters, {config.cut.parts} parts of "
+        f"{' + '.join(map(str, sizes))} flow steps on {many} ({state.world.device.type})"
+    )
+
+
+def _headline(ledger: Ledger) -> str:
+    truncated = [f"behind part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
+    if ledger.complete:
+        truncated.pop()
+    model = "not yet" if ledger.bits_per_dim is None else f"{ledger.bits_per_dim:.4f}"
+    return f"test bits/dim of the model {model}" + (f" (truncated {', '.join(truncated)})" if truncated else "")
+
+
+def _as_json(ledger: Ledger) -> dict[str, Any]:
+    return {"bits_per_dim": ledger.bits_per_dim, **dataclasses.asdict(ledger)}
