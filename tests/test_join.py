@@ -8,9 +8,10 @@ from distributed import in_processes
 from small import small_config
 
 import pipeflow.join
-from pipeflow.config import Config
+from pipeflow.config import Config, parse
 from pipeflow.fit import fit
 from pipeflow.link import ProcessInbox
+from pipeflow.part import CutConfig
 from pipeflow.schedule import PhaseConfig
 from pipeflow.world import ParallelConfig, open_world
 
@@ -73,3 +74,12 @@ def wait_for_nothing(init_method: str) -> str:
 def test_a_packet_that_never_comes_is_an_error_with_a_name(tmp_path):
     message = in_processes(2, wait_for_nothing, directory=tmp_path)[1]
     assert message.startswith("part 2 (rank 1), from part 1 (rank 0): packet 1 of 1 did not pass")
+
+
+def test_a_balanced_cut_is_measured_once_and_becomes_explicit(tmp_path):
+    config = small_config(tmp_path / "run", SWITCH[:1], cut=CutConfig("balanced", 3))
+    fit(config)
+    resolved = parse(["--config", str(tmp_path / "run" / "config.yaml")])
+    assert resolved.cut.scheme == "explicit" and resolved.cut.at is not None
+    assert len(resolved.cut.at) == 2 and 0 < resolved.cut.at[0] < resolved.cut.at[1] < 6
+    assert dataclasses.replace(resolved, cut=config.cut) == config
