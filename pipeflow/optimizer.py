@@ -23,8 +23,18 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 def make_optimizer(
     name: OptimizerName, named: NamedParameters, lr: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """name: "adam", "adamax" or "adamw", with PyTorch's other defaults; named: (global name, parameter)."""
-    return _KINDS[name]([parameter for _, parameter in named], lr=lr, weight_decay=weight_decay)
+    """An optimizer with PyTorch's defaults.
+
+    Args:
+        name: "adam", "adamax" or "adamw".
+        named: (global name, parameter).
+        lr: learning rate.
+        weight_decay: of the weights of networks only; decaying a bias, a scale or a rotation bends the flow itself.
+    """
+    decayed = [parameter for key, parameter in named if key.endswith(".weight")]
+    others = [parameter for key, parameter in named if not key.endswith(".weight")]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return _KINDS[name]([group for group in groups if group["params"]], lr=lr)
 
 
 def named_moments(optimizer: torch.optim.Optimizer, named: NamedParameters) -> dict[str, Tensor]:

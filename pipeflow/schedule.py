@@ -25,7 +25,7 @@ class PhaseConfig:
         turn_epochs, turn_steps: length of a turn of "alternate"; one epoch by default.
         lr: learning rate; by parts also a list, one number a part.
         optimizer: "adam", "adamax" or "adamw".
-        weight_decay: of the optimizer; for "adamw" decoupled from the gradient, for the others an L2 penalty.
+        weight_decay: of the networks' weights; for "adamw" decoupled from the gradient, for the others an L2 penalty.
         warmup_steps: updates over which the learning rate rises linearly.
         clip: largest norm of the gradient, a part's by parts and the model's end to end; None does not clip.
         restart_optimizer: forget the moments of earlier phases.

@@ -45,13 +45,13 @@ class PlainConv1x1(_Conv1x1):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(_random_rotation(channels).float())
+        self.matrix = nn.Parameter(_random_rotation(channels).float())
 
     def weight_and_log_det(self) -> tuple[Tensor, Tensor]:
-        return self.weight, torch.linalg.slogdet(self.weight)[1]
+        return self.matrix, torch.linalg.slogdet(self.matrix)[1]
 
     def extra_repr(self) -> str:
-        return f"{len(self.weight)} channels, plain"
+        return f"{len(self.matrix)} channels, plain"
 
 
 class LUConv1x1(_Conv1x1):

@@ -40,7 +40,38 @@ def coupling_network(channels_in: int, channels_out: int, hidden: int) -> nn.Seq
     )
 
 
-class AffineCoupling(Step):
+class _Coupling(Step):
+    """z_a stays, z_b is moved by what a network makes of z_a.
+
+    Args:
+        channels: C of the latents (B, C, H, W), at least 2.
+        hidden: width of the network.
+    """
+
+    numbers_a_channel: int
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.kept = channels - channels // 2
+        self.network = coupling_network(self.kept, self.numbers_a_channel * (channels - self.kept), hidden)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
+        z_b, dlogp = self._move(z_b, self.network(z_a))
+        return torch.cat([z_a, z_b], 1), dlogp
+
+    def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
+        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
+        return torch.cat([z_a, self._move_back(z_b, self.network(z_a))], 1)
+
+    def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AffineCoupling(_Coupling):
     """z_b' = (z_b + shift) · σ(raw + 2) with (shift, raw) = network(z_a) (Kingma and Dhariwal, "Glow", 2018, table 1).
 
     Args:
@@ -48,28 +79,19 @@ class AffineCoupling(Step):
         hidden: width of the network.
     """
 
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.kept = channels - channels // 2
-        self.network = coupling_network(self.kept, 2 * (channels - self.kept), hidden)
+    numbers_a_channel = 2
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        shift, log_scale = self._shift_and_log_scale(z_a)
-        out = torch.cat([z_a, (z_b + shift) * log_scale.exp()], 1)
-        return out, log_scale.flatten(1).sum(1)
+    def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = given.chunk(2, 1)
+        log_scale = F.logsigmoid(raw + 2)
+        return (z_b + shift) * log_scale.exp(), log_scale.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
-        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        shift, log_scale = self._shift_and_log_scale(z_a)
-        return torch.cat([z_a, z_b * (-log_scale).exp() - shift], 1)
-
-    def _shift_and_log_scale(self, z_a: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = self.network(z_a).chunk(2, 1)
-        return shift, F.logsigmoid(raw + 2)
+    def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
+        shift, raw = given.chunk(2, 1)
+        return z_b * (-F.logsigmoid(raw + 2)).exp() - shift
 
 
-class AdditiveCoupling(Step):
+class AdditiveCoupling(_Coupling):
     """z_b' = z_b + network(z_a); log|det| = 0 (Dinh, Krueger and Bengio, "NICE", 2014, §3.2).
 
     Args:
@@ -77,15 +99,10 @@ class AdditiveCoupling(Step):
         hidden: width of the network.
     """
 
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.kept = channels - channels // 2
-        self.network = coupling_network(self.kept, channels - self.kept, hidden)
+    numbers_a_channel = 1
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        return torch.cat([z_a, z_b + self.network(z_a)], 1), z.new_zeros(len(z))
+    def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        return z_b + given, z_b.new_zeros(len(z_b))
 
-    def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
-        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        return torch.cat([z_a, z_b - self.network(z_a)], 1)
+    def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
+        return z_b - given
