@@ -30,8 +30,8 @@ def _quickstart_phases() -> list[PhaseConfig]:
     small_set: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 2.0}
     return [
         PhaseConfig("simultaneous", epochs=12.0, lr=2e-3, warmup_steps=50, **small_set),
-        PhaseConfig("end_to_end", epochs=22.0, lr=1e-3, **small_set),
-        PhaseConfig("end_to_end", epochs=10.0, lr=2e-4, **small_set),
+        PhaseConfig("end_to_end", epochs=15.0, lr=1e-3, **small_set),
+        PhaseConfig("end_to_end", epochs=6.0, lr=2e-4, **small_set),
     ]
 
 
