@@ -22,10 +22,10 @@ from typing import Any
 
 DATA: dict[str, dict[str, Any]] = {
     "fashion_mnist": {
-        "settings": ["--data.name", "fashion_mnist", "--glow.levels", "2", "--glow.steps", "8", "--glow.hidden", "128"],
+        "settings": ["--data.name", "fashion_mnist", "--glow.levels", "2", "--glow.steps", "8", "--glow.hidden", "64"],
         "train": 60_000,
         "sweep_images": 14_400,
-        "images": 240_000,
+        "images": 192_000,
     },
     "cifar10_jpeg": {
         "settings": ["--data.name", "folder", "--glow.levels", "3", "--glow.steps", "4", "--glow.hidden", "64"],

@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from .data import Batches, InOrder
+from .data import Batches
 from .join import join, part_again
 from .link import Discard, Inbox, Outbox
 from .metrics import Progress, Stream
-from .noise import Purpose
 from .objective import Truncated
 from .optimizer import load_moments, make_optimizer, named_moments
 from .schedule import PhaseConfig, Stretch, phase_steps, stops, stretches, turns
 from .stage import Report, Stage
+from .start import start
 from .state import State
 
 Ticks = list[tuple[int, Inbox, Outbox]]
@@ -66,10 +64,10 @@ class Phase:
             ConnectionError: a packet that was due did not come.
         """
         for stretch in stretches(self.plan, self.begin, self.pauses):
-            start = time.perf_counter()
-            self._start(stretch.learners)
+            began = time.perf_counter()
+            start(self.state, stretch.learners)
             self._train(stretch)
-            self.train_seconds += time.perf_counter() - start
+            self.train_seconds += time.perf_counter() - began
             if self.state.step in self.pauses and self.state.step < self.begin + self.steps:
                 evaluate()
         for stage in self._stages.values():
@@ -97,44 +95,13 @@ class Phase:
             stream.flush()
 
     def _connect(self, stretch: Stretch) -> Ticks:
-        state, data = self.state, self.state.config.data
-        world = state.world
+        state, world, data = self.state, self.state.world, self.state.config.data
         shard = (world.rank, world.size) if self.joined else (0, 1)
-        head = Batches(
-            state.images.train,
-            state.pixels,
-            state.config.seed,
-            data.batch,
-            data.flip,
-            world.device,
-            stretch.start,
-            shard,
-        )
+        images, pixels, seed = state.images.train, state.pixels, state.config.seed
+        head = Batches(images, pixels, seed, data.batch, data.flip, world.device, stretch.start, shard)
         if self.joined:
             return [(0, head, Discard())]
         return state.chain.lay(head, data.batch, stretch.steps, max(stretch.learners))
-
-    def _start(self, learners: tuple[int, ...]) -> None:
-        """Data-dependent start of the parts that are about to learn for the first time."""
-        new = set(learners) - self.state.learned
-        if not new:
-            return
-        state, size = self.state, self.state.config.data.init_batch
-        order = Batches(state.images.train, state.pixels, state.config.seed, size, False, state.world.device).indices(0)
-        head = InOrder(
-            state.images.train, order, state.pixels, state.config.seed, Purpose.INITIALISE, size, state.world.device
-        )
-        if self.joined:
-            assert state.whole is not None
-            state.whole.part.initialise(head.recv())
-        else:
-            for place, inbox, outbox in (ends := state.chain.lay(head, size, 1, max(new))):
-                part, given = state.chain.slices[place].part, inbox.recv()
-                with torch.no_grad():
-                    outbox.send((part.initialise(given) if place in new else part(given)).sealed())
-            for _, _, outbox in ends:
-                outbox.close()
-        state.learned |= new
 
     def _stage(self, part: int) -> Stage:
         return self._make_stage(self.state.chain.slices[part], self.config.lr_of(part))
@@ -142,7 +109,7 @@ class Phase:
     def _whole_stage(self) -> Stage:
         assert self.state.whole is not None
         stage = self._make_stage(self.state.whole, self.config.lr_of(0))
-        self._start(tuple(range(self.state.config.cut.parts)))
+        start(self.state, tuple(range(self.state.config.cut.parts)))
         stage.model = self.state.world.wrap(self.state.whole)
         # DDP lays out its buckets after its first backward pass: this one is thrown away, so that every step of the
         # run, resumed or not, adds its gradients up in the same order.

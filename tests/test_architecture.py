@@ -11,7 +11,7 @@ FLOORS = [  # within a floor, a module may import only those written before it
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
     "glow part objective world decode folder published sources data optimizer",
     "link stage balance metrics model sheet",
-    "chain ledger schedule sentence config checkpoint state join",
+    "chain ledger schedule sentence config checkpoint state join start",
     "phase record",
     "fit train evaluate sample plan report",
 ]

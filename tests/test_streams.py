@@ -22,6 +22,7 @@ from pipeflow.pixels import Pixels
 from pipeflow.schedule import PhaseConfig, stretches
 from pipeflow.sources import load
 from pipeflow.stage import Stage
+from pipeflow.start import start
 from pipeflow.state import fresh
 from pipeflow.traffic import sockets
 from pipeflow.world import ParallelConfig, World, open_world
@@ -40,7 +41,7 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         images = load("digits", None, None)
         state = fresh(world, config, images, Pixels((1, 8, 8), images.levels))
         phase = Phase(state, config.phases[0], 1, Path(config.run))
-        phase._start((0, 1, 2))
+        start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
         phase._train(next(stretches(phase.plan, phase.begin, [])))
         world.exchange(b"")
