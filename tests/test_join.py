@@ -1,18 +1,24 @@
 """The switch to end to end: a join that changes the model stops the run; processes that disagree never begin."""
 
 import dataclasses
+import json
+import math
 import os
 
 import pytest
+import torch
 from distributed import in_processes
 from small import small_config
 
 import pipeflow.join
 from pipeflow.config import Config, parse
+from pipeflow.data import Batches
 from pipeflow.fit import fit
 from pipeflow.link import ProcessInbox
+from pipeflow.packet import Packet
 from pipeflow.part import CutConfig
 from pipeflow.schedule import PhaseConfig
+from pipeflow.state import State
 from pipeflow.world import ParallelConfig, open_world
 
 SWITCH = [PhaseConfig("simultaneous", steps=3), PhaseConfig("end_to_end", steps=2)]
@@ -83,3 +89,34 @@ def test_a_balanced_cut_is_measured_once_and_becomes_explicit(tmp_path):
     assert resolved.cut.scheme == "explicit" and resolved.cut.at is not None
     assert len(resolved.cut.at) == 2 and 0 < resolved.cut.at[0] < resolved.cut.at[1] < 6
     assert dataclasses.replace(resolved, cut=config.cut) == config
+
+
+def fit_with_a_bad_share(init_method: str, config: Config) -> list[bytes]:
+    """End to end, rank 1's share of batch 2 is not finite; returns the weights' bytes at the end."""
+    at = Batches.at
+
+    def spoilt(self: Batches, t: int) -> Packet:
+        packet = at(self, t)
+        return packet._replace(logp=packet.logp * math.nan) if t == 2 and os.environ["RANK"] == "1" else packet
+
+    Batches.at = spoilt  # type: ignore[method-assign]
+    seen = []
+    part_state = State.part_state
+
+    def watched(self: State, part: int) -> dict[str, torch.Tensor]:
+        if self.step:  # at the end of the phase, not at the join before it
+            seen.extend(tensor.numpy().tobytes() for tensor in self.whole.global_state().values())
+        return part_state(self, part)
+
+    State.part_state = watched  # type: ignore[method-assign]
+    fit(config, init_method)
+    return seen
+
+
+def test_a_bad_share_of_a_batch_is_skipped_by_all_processes_alike(tmp_path):
+    config = small_config(tmp_path / "run", [PhaseConfig("end_to_end", steps=5)], cut=CutConfig("explicit", 2, [3]))
+    weights = in_processes(2, fit_with_a_bad_share, config, directory=tmp_path / "meet")
+    assert weights[0] and weights[0] == weights[1], "one process updated, the other did not"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics" / "end_to_end.jsonl").read_text().splitlines()]
+    assert [line["updated"] for line in lines] == [True, True, False, True, True]
+    assert math.isfinite(lines[2]["bits_per_dim"]), "rank 0's own share was finite, and it skipped all the same"
