@@ -1,12 +1,12 @@
 """configs/: every file parses and says how to run it; and how files and the command line become settings."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeflow.config import Config, parse
-from pipeflow.glow import GlowConfig
 from pipeflow.part import CutConfig, scheme_cut
 from pipeflow.schedule import PhaseConfig
 
