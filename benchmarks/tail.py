@@ -82,7 +82,7 @@ def train(name: str, arm: str, setting: dict[str, Any], images: int, decay: floa
         "truncated": [part["bits_per_dim"] for part in result["ledger"]["parts"]],
         "peak_memory_bytes": result["peak_memory_bytes"],
         "torch": result["torch"],
-        "config": (run / "config.yaml").read_text(),
+        "config": (run / "config.yaml").read_text().replace(args.root, "DIR").replace(str(args.runs), "runs/tail"),
     }
 
 
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="where the images are")
     parser.add_argument("--runs", type=Path, default=Path("runs/tail"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--note", default="", help="what else a reader of the JSON should know")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="only these; both are needed for a gap")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the images: to see that it works")
@@ -115,7 +116,8 @@ def main() -> None:
     if args.json:
         about = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": f"python benchmarks/tail.py {args.data} --root DIR --seed {args.seed}",
+            "note": args.note,
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}",
             "python": platform.python_version(),
         }
