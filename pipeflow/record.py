@@ -58,8 +58,16 @@ class Record:
         say(self.world, _opening(state))
 
     def phase_begins(self, number: int, schedule: str, steps: int) -> None:
-        """Says what comes."""
+        """Says what comes, and what it takes where every process is about to hold the whole model."""
         say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps")
+        if schedule == "end_to_end" and self.world.size > 1:
+            _, whole = build(self.state.config, self.state.pixels)
+            weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
+            say(
+                self.world,
+                f"every process now holds the whole model: {4 * weights / 2**20:.1f} MiB of weights, gradients and "
+                "moments, besides activations",
+            )
 
     def evaluated(self, ledger: Ledger) -> None:
         """Writes and says an evaluation."""

@@ -10,7 +10,7 @@ from .world import leave_the_word_to_rank_0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; returns the exit code: 0, 2 for what the user can put right, 1 for a run that broke."""
+    """Trains; returns the exit code: 0, 2 for what the user can put right, 1 for a run that broke, 130 for Ctrl-C."""
     try:
         fit(parse(arguments))
     except ValueError as error:
@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FloatingPointError, ConnectionError, JoinError) as error:
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        print("pipeflow: interrupted; the checkpoints of the phases that ended are whole.", file=sys.stderr, flush=True)
+        return 130
     return 0
 
 
