@@ -118,10 +118,10 @@ def main() -> None:
         gap = row["test_bits_per_dim"] - finals[0]["test_bits_per_dim"]
         print(f"{row['arm']} is {abs(gap):.4f} bits/dim {'worse' if gap > 0 else 'better'} than {finals[0]['arm']}")
     if args.json:
+        chosen = ["--seed", str(args.seed), "--arms", *args.arms, *(["--lr", str(args.lr)] if args.lr else [])]
         about = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": f"python benchmarks/tail.py {args.data} --root DIR --seed {args.seed} --arms {' '.join(args.arms)}"
-            + (f" --lr {args.lr}" if args.lr else ""),
+            "command": f"python benchmarks/tail.py {args.data} --root DIR {' '.join(chosen)}",
             "note": args.note,
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {cpu_name()}",
             "python": platform.python_version(),
