@@ -49,7 +49,8 @@ class Chain:
         Raises:
             ValueError: the processes disagree about the shapes or the settings.
         """
-        self._agree(batch, count, last)
+        what = f"{count} packets of {batch} images to part {last + 1}, borders {self.events}, settings {self.digest}"
+        self.world.agree("the run", what)
         ends: list[tuple[int, Inbox, Outbox]] = []
         inbox: Inbox = head
         for part in self.mine(last):
@@ -82,12 +83,3 @@ class Chain:
             device=world.device,
             staged=world.staged,
         )
-
-    def _agree(self, batch: int, count: int, last: int) -> None:
-        mine = f"{count} packets of {batch} images to part {last + 1}, borders {self.events}, settings {self.digest}"
-        for rank, theirs in enumerate(self.world.exchange(mine.encode())):
-            if theirs.decode() != mine:
-                raise ValueError(
-                    f"The processes disagree about the run. Rank {self.world.rank}: {mine}. Rank {rank}: "
-                    f"{theirs.decode()}. Start all of them with the same settings, data and versions."
-                )

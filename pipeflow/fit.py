@@ -78,21 +78,11 @@ def fit(config: Config, init_method: str = "env://") -> dict[str, Any]:
 def _prepare(world: World, config: Config) -> State:
     """Everything that can be refused is refused here, before anything is written."""
     config.check_world(world.size)
-    _check_same_settings(world, config)
+    world.agree("the settings", f"hash {config.digest()}")
     world.first(lambda: refuse_old_run(Path(config.run)))
     images = world.first(lambda: _load(config))
     pixels = _pixels(config, images)
     return fresh(world, _measured(world, config, pixels), images, pixels)
-
-
-def _check_same_settings(world: World, config: Config) -> None:
-    digests = [data.decode() for data in world.exchange(config.digest().encode())]
-    for rank, digest in enumerate(digests):
-        if digest != digests[0]:
-            raise ValueError(
-                f"The processes disagree about the settings: rank 0 has {digests[0]}, rank {rank} has {digest} "
-                "(hashes of all settings). Start every process with the same file and options."
-            )
 
 
 def _load(config: Config) -> ImageSet:

@@ -57,12 +57,8 @@ def part_again(state: State) -> None:
     state.whole = None
 
 
-def _probe(state: State) -> int:
-    return min(state.config.data.batch, len(state.images.train))
-
-
 def _chain_bits(state: State) -> float:
-    count = _probe(state)
+    count = state.config.data.batch
     last = len(state.chain.events) - 1
     ledger = evaluate(state.chain, state.images.train[:count], state.pixels, state.config.seed, count, last)
     return ledger.parts[-1]["bits_per_dim"]
@@ -70,7 +66,7 @@ def _chain_bits(state: State) -> float:
 
 def _whole_bits(state: State) -> float:
     assert state.whole is not None
-    count, device = _probe(state), state.world.device
+    count, device = state.config.data.batch, state.world.device
     index = torch.arange(count)
     head = InOrder(state.images.train, index, state.pixels, state.config.seed, Purpose.EVALUATE, count, device)
     with torch.no_grad():

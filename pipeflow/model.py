@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .flow import StandardNormal
 from .glow import GlowConfig, glow_steps
 from .noise import Purpose, normal
-from .objective import Truncated, truncate
+from .objective import truncate
 from .part import Part
 from .pixels import Pixels
 
@@ -21,14 +22,14 @@ class Flow(nn.Module):
 
     Args:
         parts: the parts of the flow in order; one that holds every step, or the slices up to a border.
-        last: the truncated flow whose prior ends the chain.
+        prior: of what leaves the last part.
         pixels: what the images look like.
     """
 
-    def __init__(self, parts: Sequence[Part], last: Truncated, pixels: Pixels) -> None:
+    def __init__(self, parts: Sequence[Part], prior: StandardNormal, pixels: Pixels) -> None:
         super().__init__()
         self._parts = nn.ModuleList(parts)
-        self.last = last
+        self.prior = prior
         self.pixels = pixels
 
     def parts(self) -> list[Part]:
@@ -53,7 +54,7 @@ class Flow(nn.Module):
         packet = self.pixels.noisy(images, seed, Purpose.EVALUATE, 0, index)
         for part in self.parts():
             packet = part(packet)
-        return packet.logp + self.last.prior.log_prob(packet.z)
+        return packet.logp + self.prior.log_prob(packet.z)
 
     def bits_per_dim(self, images: Tensor, seed: int = 0) -> Tensor:
         """`log_prob` in bits per dimension, (B,); lower is better, and a uniform guess has log2(levels)."""
@@ -86,7 +87,7 @@ class Flow(nn.Module):
         for part in self.parts():
             packet, eps = part.encode(packet)
             latents |= {f"split.{index}": left for index, left in eps.items()}
-        return latents | {"top": self.last.prior.standardise(packet.z)}
+        return latents | {"top": self.prior.standardise(packet.z)}
 
     def decode(self, latents: dict[str, Tensor]) -> Tensor:
         """Latents as `encode` names them → images, uint8, shape (B, C, H, W).
@@ -98,7 +99,7 @@ class Flow(nn.Module):
         found = {name: tuple(latent.shape[1:]) for name, latent in latents.items()}
         if found != expected:
             raise ValueError(f"Latents of shapes {found} do not fit this flow, which has {expected}.")
-        z = self.last.prior.unstandardise(latents["top"])
+        z = self.prior.unstandardise(latents["top"])
         eps = {int(name.removeprefix("split.")): left for name, left in latents.items() if name != "top"}
         for part in reversed(self.parts()):
             z = part.inverse(z, eps)
@@ -133,7 +134,7 @@ class Flow(nn.Module):
     def latent_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the latents without their batch, by the names that `encode` uses."""
         shapes = {f"split.{i}": s for part in self.parts() for i, s in part.eps_shapes().items()}
-        return shapes | {"top": self.last.part.event_out}
+        return shapes | {"top": self.prior.event}
 
 
 class Glow(Flow):
@@ -161,4 +162,4 @@ class Glow(Flow):
         seed: int = 0,
     ) -> None:
         _, whole = truncate(glow_steps(config, image, seed), (), image, config.top_prior, "standard")
-        super().__init__([whole.part], whole, Pixels(image, levels, bits))
+        super().__init__([whole.part], whole.prior, Pixels(image, levels, bits))

@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from . import checkpoint
 from .ledger import Ledger
 from .metrics import Stream, say
 from .model import Flow
-from .part import flow_step_positions
+from .part import scheme_cut
 from .sheet import save_sheet
 from .state import State, build
 from .traffic import totals
@@ -61,12 +62,11 @@ class Record:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
         say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps")
         if schedule == "end_to_end" and self.world.size > 1:
-            _, whole = build(self.state.config, self.state.pixels)
-            weights = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
+            held = 4 * 4 * self.state.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
             say(
                 self.world,
-                f"every process now holds the whole model: {4 * weights / 2**20:.1f} MiB of weights, gradients and "
-                "moments, besides activations",
+                f"every process now holds the whole model: {held:.1f} MiB of weights, gradients and moments, besides "
+                "activations",
             )
 
     def evaluated(self, ledger: Ledger) -> None:
@@ -92,7 +92,7 @@ class Record:
             tensors, _ = checkpoint.load(saved)
             _, whole = build(self.state.config, self.state.pixels)
             whole.load_global_state(tensors)
-            samples = Flow([whole.part], whole, self.state.pixels).sample(64, 0.7)
+            samples = Flow([whole.part], whole.prior, self.state.pixels).sample(64, 0.7)
             path = self.directory / "samples" / f"step-{self.state.step}.png"
             save_sheet(samples, self.state.pixels.levels, path)
         self.world.exchange(b"")
@@ -143,15 +143,14 @@ def _usage(device: torch.device) -> dict[str, int]:
 
 def _opening(state: State) -> str:
     config, glow = state.config, state.config.glow
-    slices, whole = build(config, state.pixels)
-    sizes = [len(flow_step_positions([step for _, step in part.part.chain()])) for part in slices.values()]
-    parameters = sum(parameter.numel() for parameter in whole.parameters())
+    at = scheme_cut(config.cut, glow.levels, glow.steps)
+    sizes = [end - start for start, end in pairwise([0, *at, glow.levels * glow.steps])]
     many = f"{state.world.size} processes" if state.world.size > 1 else "1 process"
     images = state.images
     return (
         f"{config.data.name}: {len(images.train)} training and {len(images.test)} test images of {state.pixels.shape}\n"
-        f"Glow {glow.levels} × {glow.steps} × {glow.hidden}, {parameters:,} parameters, {config.cut.parts} parts of "
-        f"{' + '.join(map(str, sizes))} flow steps on {many} ({state.world.device.type})"
+        f"Glow {glow.levels} × {glow.steps} × {glow.hidden}, {state.parameters:,} parameters, {config.cut.parts} parts "
+        f"of {' + '.join(map(str, sizes))} flow steps on {many} ({state.world.device.type})"
     )
 
 

@@ -24,6 +24,7 @@ class State:
         images: the training and the test split.
         pixels: what the images look like.
         chain: the parts that this process holds; after a join, all of them.
+        parameters: how many numbers the whole model learns.
         whole: the joined model; None while parts learn apart.
         moments: the optimizers' state by global name, as of the end of the last phase.
         moments_of: the kind of optimizer that they belong to.
@@ -36,6 +37,7 @@ class State:
     images: ImageSet
     pixels: Pixels
     chain: Chain
+    parameters: int
     whole: Truncated | None = None
     moments: dict[str, Tensor] = field(default_factory=dict)
     moments_of: str | None = None
@@ -64,11 +66,11 @@ def build(config: Config, pixels: Pixels) -> tuple[dict[int, Truncated], Truncat
 
 def fresh(world: World, config: Config, images: ImageSet, pixels: Pixels) -> State:
     """A run that has not begun: this process keeps its own slices and drops the others."""
-    slices, _ = build(config, pixels)
+    slices, whole = build(config, pixels)
     chain = Chain(
         world,
         {part: slices[part].to(world.device) for part in world.mine},
         [slices[part].part.event_out for part in sorted(slices)],
         config.digest(),
     )
-    return State(world, config, images, pixels, chain)
+    return State(world, config, images, pixels, chain, sum(parameter.numel() for parameter in whole.parameters()))

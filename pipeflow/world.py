@@ -107,12 +107,22 @@ class World:
         self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if config.backend == "nccl" and self.device.type != "cuda":
             raise ValueError("parallel.backend is nccl, but the run is on the CPU (device); use gloo or auto.")
-        self._notes: dict[str, bytes] = {}
+        self._notes: dict[str, str] = {}
         torch.set_num_threads(config.threads)
 
     def exchange(self, data: bytes) -> list[bytes]:
         """Everybody's bytes to everybody, by rank. All processes must call it, in the same order."""
         return [data]
+
+    def agree(self, subject: str, mine: str) -> None:
+        """A ValueError, in every process, where `mine` is not the same in all of them; all must call it."""
+        said = [data.decode() for data in self.exchange(mine.encode())]
+        for rank, theirs in enumerate(said):
+            if theirs != said[0]:
+                raise ValueError(
+                    f"The processes disagree about {subject}: rank 0 has {said[0]}, rank {rank} has {theirs}. Start "
+                    "every process with the same settings, data and versions."
+                )
 
     def first(self, work: Callable[[], T]) -> T:
         """Rank 0 does the work, then all others do; what is wrong on rank 0 is everyone's error, said once."""
@@ -133,11 +143,11 @@ class World:
 
     def note(self, key: str, text: str) -> None:
         """Leaves a short note that every process can read at any time."""
-        self._notes[key] = text.encode()
+        self._notes[key] = text
 
     def notes(self, keys: list[str]) -> list[str]:
         """The latest notes under `keys`, empty where there was none yet."""
-        return [self._notes.get(key, b"").decode() for key in keys]
+        return [self._notes.get(key, "") for key in keys]
 
     def close(self) -> None:
         """Leaves the world."""

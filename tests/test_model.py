@@ -53,7 +53,7 @@ def test_log_prob_is_the_formula(flow, images):
     for step in steps_of(flow):
         z, dlogp = step(z)
         expected = expected + dlogp
-    prior = flow.last.prior
+    prior = flow.prior
     normal = Normal(prior.mean, prior.log_sd.exp()) if hasattr(prior, "mean") else Normal(0, 1)
     same(flow.log_prob(images, seed=5, index=index), expected + normal.log_prob(z).flatten(1).sum(1))
 
@@ -93,7 +93,7 @@ def test_encoded_latents_score_what_log_prob_says(flow, images):
 
     def standardised(x):
         encoded, eps = flow.parts()[0].encode(Packet(x, x.new_zeros(1)))
-        top = flow.last.prior.standardise(encoded.z)
+        top = flow.prior.standardise(encoded.z)
         return torch.cat([latent.flatten() for latent in (*eps.values(), top)])
 
     jacobian = torch.autograd.functional.jacobian(standardised, packet.z[:1]).view(DIMS, DIMS)
@@ -164,8 +164,10 @@ def test_initialise_normalises(images, device):
 def test_parameters_are_unique_and_the_state_reloads(flow, images):
     parameters = list(flow.parameters())
     assert len({parameter.data_ptr() for parameter in parameters}) == len(parameters)
-    assert len(parameters) == len(list(flow.last.parameters()))
-    config = GlowConfig(**SMALL, top_prior="learned" if hasattr(flow.last.prior, "mean") else "standard")
+    assert len(parameters) == len([*flow.parts()[0].parameters(), *flow.prior.parameters()])
+    saved = [tensor.data_ptr() for tensor in flow.state_dict().values()]
+    assert len(set(saved)) == len(saved), "a tensor would be saved twice"
+    config = GlowConfig(**SMALL, top_prior="learned" if hasattr(flow.prior, "mean") else "standard")
     other = pipeflow.Glow(config, IMAGE, seed=9).to(images.device)
     other.load_state_dict(flow.state_dict())
     assert torch.equal(other.log_prob(images), flow.log_prob(images))
@@ -179,7 +181,7 @@ def test_every_parameter_learns_from_log_prob(flow, images):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_a_flow_that_stops_at_a_border(sliced, images, k):
     slices, whole, pixels = sliced
-    flow = pipeflow.Flow([piece.part for piece in slices[:k]], slices[k - 1], pixels)
+    flow = pipeflow.Flow([piece.part for piece in slices[:k]], slices[k - 1].prior, pixels)
     packet = pixels.noisy(images, 0, Purpose.EVALUATE, 0, torch.arange(6, device=images.device))
     for piece in slices[:k]:
         packet, nll = piece(packet)
@@ -187,7 +189,7 @@ def test_a_flow_that_stops_at_a_border(sliced, images, k):
     assert torch.equal(flow.decode(flow.encode(images)), images)
     assert flow.sample(2).shape == (2, *IMAGE)
     if k == 3:
-        one = pipeflow.Flow([whole.part], whole, pixels)
+        one = pipeflow.Flow([whole.part], whole.prior, pixels)
         assert torch.equal(flow.log_prob(images), one.log_prob(images))
         assert torch.equal(flow.sample(2), one.sample(2))
 
