@@ -25,23 +25,19 @@ DATA: dict[str, dict[str, Any]] = {
     "fashion_mnist": {
         "settings": ["--data.name", "fashion_mnist", "--glow.levels", "2", "--glow.steps", "8", "--glow.hidden", "64"],
         "train": 60_000,
-        "sweep_images": 14_400,
-        "images": 192_000,
+        "lrs": (5e-4, 1e-3, 2e-3),
+        "sweep_images": 28_800,
+        "images": 528_000,
     },
     "cifar10_jpeg": {
         "settings": ["--data.name", "folder", "--glow.levels", "3", "--glow.steps", "4", "--glow.hidden", "64"],
         "train": 50_000,
+        "lrs": (1e-3, 2e-3, 4e-3),
         "sweep_images": 14_400,
         "images": 240_000,
     },
 }
 ARMS = ("end_to_end", "parts", "parts_one_third")
-SETTINGS: list[dict[str, Any]] = [
-    {"lr": 1e-3, "clip": None},
-    {"lr": 2e-3, "clip": None},
-    {"lr": 4e-3, "clip": None},
-    {"lr": 2e-3, "clip": 1.0},
-]
 BATCH = 48
 DECAY = 0.25
 
@@ -105,7 +101,9 @@ def main() -> None:
     for arm in args.arms:
         setting = {"lr": args.lr, "clip": None}
         if args.lr is None:
-            tried = [train(args.data, arm, setting, sweep_images, 1.0, args) for setting in SETTINGS]
+            lrs = DATA[args.data]["lrs"]
+            grid = [{"lr": lr, "clip": clip} for lr, clip in [*((lr, None) for lr in lrs), (lrs[1], 1.0)]]
+            tried = [train(args.data, arm, setting, sweep_images, 1.0, args) for setting in grid]
             sweeps += tried
             finite = [row for row in tried if row["test_bits_per_dim"] is not None]
             setting = min(finite, key=lambda row: row["test_bits_per_dim"])["setting"]

@@ -11,6 +11,20 @@ from .link import Border, Discard, Inbox, LocalLink, Outbox, ProcessInbox, Proce
 from .objective import Truncated
 from .world import World
 
+Ends = list[tuple[int, Inbox, Outbox]]
+
+
+def close(ends: Ends, early: bool = False) -> None:
+    """Takes up the links that `Chain.lay` laid: blocks until nothing is on its way.
+
+    Args:
+        ends: what `lay` returned.
+        early: fewer packets were sent than the links were opened for.
+    """
+    for _, inbox, outbox in ends:
+        outbox.close(early)
+        inbox.close(early)
+
 
 @dataclass
 class Chain:
@@ -32,7 +46,7 @@ class Chain:
         """Positions of this process's parts, none behind `last`."""
         return [part for part in self.world.mine if part <= last]
 
-    def lay(self, head: Inbox, batch: int, count: int, last: int) -> list[tuple[int, Inbox, Outbox]]:
+    def lay(self, head: Inbox, batch: int, count: int, last: int) -> Ends:
         """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
 
         Every process must call it. Both ends first compare what they are about to send and receive.
@@ -51,7 +65,7 @@ class Chain:
         """
         what = f"{count} packets of {batch} images to part {last + 1}, borders {self.events}, settings {self.digest}"
         self.world.agree("the run", what)
-        ends: list[tuple[int, Inbox, Outbox]] = []
+        ends: Ends = []
         inbox: Inbox = head
         for part in self.mine(last):
             if part > 0 and self._crosses(part - 1):
@@ -82,4 +96,5 @@ class Chain:
             timeout_s=world.config.timeout_s,
             device=world.device,
             staged=world.staged,
+            pulse=world.pulse,
         )

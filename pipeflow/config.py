@@ -17,9 +17,11 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from .checkpoint import CheckpointConfig
 from .data import DataConfig
 from .glow import GlowConfig
 from .part import CutConfig, scheme_cut
+from .plain import check_plain
 from .schedule import PhaseConfig
 from .sentence import sentence
 from .world import ParallelConfig
@@ -50,6 +52,7 @@ class Config:
         cut: where the borders are.
         phases: what is done, one after another.
         parallel: how parts are spread over processes.
+        checkpoint: when the run is saved, and how much of that stays.
         eval_every: epochs between two evaluations on the test split; also at the end of every phase.
         max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
     """
@@ -64,6 +67,7 @@ class Config:
     cut: CutConfig = field(default_factory=CutConfig)
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval_every: float = 5.0
     max_bad_steps: int = 10
 
@@ -111,6 +115,9 @@ def make_parser() -> ArgumentParser:
         prog="pipeflow.train", exit_on_error=False, allow_abbrev=False, description="Train a Glow by parts."
     )
     parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
+    parser.add_argument(
+        "--resume", metavar="auto | PATH", help="go on from the run's newest whole checkpoint, or from this one"
+    )
     parser.add_class_arguments(Config)
     return parser
 
@@ -124,18 +131,25 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     Raises:
         ValueError: a sentence about what is wrong: an unknown name, a value of the wrong kind or out of range.
     """
+    return parse_resume(arguments)[0]
+
+
+def parse_resume(arguments: Sequence[str] | None = None) -> tuple[Config, str | None]:
+    """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there."""
     # torchrun takes "--run" for the beginning of an option of its own; behind "--" it leaves words alone.
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
     # Where lists are equally long, jsonargparse fills what a phase leaves out from the list that it replaces; here a
     # list is given whole.
     words = [part for word in words for part in (["--phases=[]", word] if re.match("--phases(=|$)", word) else [word])]
+    check_plain(words, [member.name for member in dataclasses.fields(Config) if member.default is dataclasses.MISSING])
     parser = make_parser()
     try:
         values = parser.instantiate(parser.parse_args(words))
     except ArgumentError as error:
         raise ValueError(sentence(str(error), _names(), _file(words))) from error
     values.pop("config", None)
-    return Config(**vars(values))
+    resume = values.pop("resume", None)
+    return Config(**vars(values)), resume
 
 
 def _names(settings: type = Config, before: str = "") -> list[str]:

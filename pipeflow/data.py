@@ -102,6 +102,9 @@ class Batches:
         self.position += 1
         return self.at(self.position - 1)
 
+    def close(self, early: bool = False) -> None:
+        """Nothing is on its way."""
+
     def at(self, t: int) -> Packet:
         """Batch t, whatever was asked for before."""
         i, n = self.shard
@@ -174,3 +177,6 @@ class InOrder:
         index = next(self._batches)
         pixels = fetch(self.images, index.numpy(), self.device)
         return self.pixels.noisy(pixels, self.seed, self.purpose, 0, index.to(self.device))
+
+    def close(self, early: bool = False) -> None:
+        """Nothing is on its way."""

@@ -3,86 +3,118 @@
 import dataclasses
 import json
 import math
-import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
 from .balance import balanced_cut, flow_step_costs, measure_steps
 from .config import Config
 from .data import check_enough
 from .glow import glow_steps
 from .ledger import Ledger, evaluate
+from .metrics import say
 from .part import CutConfig
 from .phase import Phase
 from .pixels import Pixels
 from .record import Record, refuse_old_run
+from .resume import Resume, find, restore
+from .saver import Saver
 from .schedule import phase_steps, turns
 from .sources import ImageSet, load
 from .state import State, fresh
+from .stop import Stop, StopRequested
 from .world import World, open_world
 
 
-def fit(config: Config, init_method: str = "env://") -> dict[str, Any]:
+def fit(config: Config, world: World | None = None, resume: Resume = None) -> dict[str, Any]:
     """Trains, evaluates and saves, in as many processes as the environment describes.
 
     Args:
         config: the settings; all processes must have the same.
-        init_method: where processes meet, if there are several.
+        world: the processes; by default those that the environment describes.
+        resume: a checkpoint to go on from, or "auto" for the newest whole one of the run directory, if there is any.
 
     Returns:
         What `result.json` in the run directory says.
 
     Raises:
-        ValueError: settings, data, processes or a run directory that do not fit; nothing was written then.
+        ValueError: settings, data, processes, a checkpoint or a run directory that do not fit; nothing was written.
         FloatingPointError: a part's loss stayed non-finite, or a phase ended with a model that has none.
-        ConnectionError: a packet did not come in time, or its sender is gone.
+        LostError: a packet did not come in time, or its sender is gone.
+        SaveError: a checkpoint could not be written.
+        StopRequested: the run was asked to stop, and has been saved.
     """
-    world = open_world(config.parallel, config.cut.parts, config.device, init_method)
-    state = _prepare(world, config)
+    world = world or open_world(config.parallel, config.cut.parts, config.device)
+    state = _prepare(world, config, resume)
+    config, run = state.config, Path(state.config.run)
+    if (result := _finished(state)) is not None:
+        say(world, f"{run} is complete, nothing is left to do: result.json is there.")
+        return result
     record = Record(state)
-    scores: list[Ledger] = []
+    saver = Saver(world, run, config.checkpoint, state.step)
+    images, batch = len(state.images.train), config.data.batch
+    begins = list(accumulate((phase_steps(phase, images, batch) for phase in config.phases), initial=state.begun))
+    scores: dict[int, Ledger] = {}
 
     def score() -> None:
-        scores.append(_score(state))
-        record.evaluated(scores[-1])
+        scores[state.step] = _score(state)
+        record.evaluated(scores[state.step])
 
-    for number, settings in enumerate(state.config.phases, 1):
-        start = time.perf_counter()
-        steps = phase_steps(settings, len(state.images.train), state.config.data.batch)
-        record.phase_begins(number, settings.schedule, steps)
-        phase = Phase(state, settings, number, record.directory)
-        phase.run(score)
-        _check_finite(scores[-1], number, state)
-        saved = checkpoint.save(
-            world,
-            record.directory,
-            state.step,
-            {part: state.part_state(part) for part in world.mine},
-            {"config": state.config.as_dict(), "phase": number, "optimizer": state.moments_of},
-        )
-        record.phase_ends(
-            scores[-1],
-            saved,
-            schedule=settings.schedule,
-            steps=steps,
-            seconds=time.perf_counter() - start,
-            train_seconds=phase.train_seconds,
-            images_per_s=steps * state.config.data.batch / phase.train_seconds,
-        )
-    result = record.ends(scores[-1])
-    world.close()
-    return result
+    def save(elapsed: dict[str, float]) -> None:
+        parts = {part: state.part_state(part) for part in world.mine}
+        bits = scores[state.step].bits_per_dim if state.step in scores else None
+        saver.save(parts, state.manifest(elapsed, bits))
+
+    for number, settings in list(enumerate(config.phases, 1))[len(state.ended) :]:
+        begin, steps = begins[number - 1], begins[number] - begins[number - 1]
+        record.phase_begins(number, settings.schedule, steps, state.step - begin)
+        phase = Phase(state, settings, number, begin, run)
+        try:
+            phase.run(score, save, saver.check)
+        except StopRequested:
+            saver.settle()
+            raise
+        _check_finite(scores[state.step], number, state)
+        took = phase.elapsed()
+        rate = steps * batch / took["train_seconds"]
+        state.ended = [*state.ended, {"schedule": settings.schedule, "steps": steps, **took, "images_per_s": rate}]
+        state.elapsed = dict.fromkeys(took, 0.0)
+        save(state.elapsed)
+        saver.settle()
+        record.phase_ends(scores[state.step])
+        cause = world.exchange(Stop(world).cause().encode())[0].decode()
+        if cause and number < len(config.phases):
+            raise StopRequested(state.step, cause)
+    if state.step not in scores:
+        score()
+    return record.ends(scores[state.step])
 
 
-def _prepare(world: World, config: Config) -> State:
+def _prepare(world: World, config: Config, resume: Resume) -> State:
     """Everything that can be refused is refused here, before anything is written."""
     config.check_world(world.size)
     world.agree("the settings", f"hash {config.digest()}")
-    world.first(lambda: refuse_old_run(Path(config.run)))
+    source, said = world.first(lambda: find(config, resume))
+    if resume is None or (source and source.resolve().parent.parent != Path(config.run).resolve()):
+        world.first(lambda: refuse_old_run(Path(config.run)))
     images = world.first(lambda: _load(config))
     pixels = _pixels(config, images)
-    return fresh(world, _measured(world, config, pixels), images, pixels)
+    state = fresh(world, _measured(world, config, pixels), images, pixels)
+    if source:
+        said += world.first(lambda: restore(state, source))
+    world.agree("the checkpoint", f"step {state.step} of {source}")
+    for sentence in said:
+        say(world, sentence)
+    return state
+
+
+def _finished(state: State) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do."""
+    file = Path(state.config.run) / "result.json"
+    if len(state.ended) < len(state.config.phases) or not file.is_file():
+        return None
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
 
 
 def _load(config: Config) -> ImageSet:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .chain import Chain
+from .chain import Chain, close
 from .data import InOrder
 from .noise import Purpose
 from .pixels import Pixels
@@ -72,6 +72,7 @@ def evaluate(chain: Chain, images: np.ndarray, pixels: Pixels, seed: int, batch:
         head = InOrder(images, index, pixels, seed, Purpose.EVALUATE, size, chain.world.device)
         ends = chain.lay(head, size, count, last)
         for _ in range(count):
+            chain.world.pulse.beat()
             for part, inbox, outbox in ends:
                 truncated = chain.slices[part]
                 with torch.no_grad():
@@ -80,8 +81,7 @@ def evaluate(chain: Chain, images: np.ndarray, pixels: Pixels, seed: int, batch:
                     entries["prior"] = truncated.prior.log_prob(packet.z).double()
                 for entry, logp in entries.items():
                     sums[part][entry] += logp.sum().item()
-        for _, _, outbox in ends:
-            outbox.close()
+        close(ends)
     everyone = chain.world.exchange(json.dumps(sums).encode())
     totals = {int(part): entries for text in everyone for part, entries in json.loads(text).items()}
     return _ledger(totals, len(images), pixels, last == len(chain.events) - 1)

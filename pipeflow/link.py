@@ -3,7 +3,8 @@
 `dist.send` blocks until the peer takes the message and `dist.recv` until it comes, so a stage built on them computes
 and communicates in turns. A `ProcessOutbox` keeps up to `depth` sends in flight and a `ProcessInbox` one receive posted
 ahead; memory stays bounded, since buffers are made once and the sender waits for its oldest. A link is opened for a
-known number of packets of one known shape, so it needs no headers, and only the transport's acknowledgements return.
+number of packets of one known shape, so it needs no headers, and only the transport's acknowledgements return. Where a
+run is asked to stop fewer cross: then a last message, which nobody looks at, answers the receive posted ahead.
 """
 
 from collections import deque
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from .flow import Event
 from .packet import Packet
+from .pulse import Pulse
+from .world import LostError
 
 
 class Inbox(Protocol):
@@ -26,6 +29,9 @@ class Inbox(Protocol):
     def recv(self) -> Packet:
         """The next packet, first in, first out; blocks until it is there."""
 
+    def close(self, early: bool = False) -> None:
+        """Lets nothing be on its way any more; `early` if fewer packets came than the link was opened for."""
+
 
 class Outbox(Protocol):
     """Where a stage puts its packets."""
@@ -33,8 +39,8 @@ class Outbox(Protocol):
     def send(self, packet: Packet) -> None:
         """Hands a sealed packet over; blocks while the link is full."""
 
-    def close(self) -> None:
-        """Blocks until everything sent has been taken."""
+    def close(self, early: bool = False) -> None:
+        """Blocks until everything sent has been taken; `early` if that is less than the link was opened for."""
 
     def in_flight(self) -> int:
         """Packets sent and not yet taken."""
@@ -46,7 +52,7 @@ class Discard:
     def send(self, packet: Packet) -> None:
         """Forgets the packet."""
 
-    def close(self) -> None:
+    def close(self, early: bool = False) -> None:
         """Nothing to wait for."""
 
     def in_flight(self) -> int:
@@ -70,7 +76,7 @@ class LocalLink:
         """The packet that was sent."""
         return self._queue.popleft()
 
-    def close(self) -> None:
+    def close(self, early: bool = False) -> None:
         """Checks that nothing was left behind."""
         assert not self._queue, "a packet was sent that nobody took"
 
@@ -93,6 +99,7 @@ class Border(NamedTuple):
         timeout_s: how long a packet that is due may take.
         device: where packets are made and used.
         staged: packets travel through pinned host memory.
+        pulse: of this process, which says for whom it waits.
     """
 
     name: str
@@ -105,6 +112,7 @@ class Border(NamedTuple):
     timeout_s: float
     device: torch.device
     staged: bool
+    pulse: Pulse
 
     def buffer(self) -> Tensor:
         """One contiguous buffer for z and logp."""
@@ -119,8 +127,9 @@ class Border(NamedTuple):
         return Packet(buffer[:size].view(self.batch, *self.event), buffer[size:])
 
     def wait(self, work: Any, number: int) -> None:
-        """Waits for a transfer, or raises ConnectionError with the border's name and the packet's number."""
-        self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+        """Waits for a transfer, or raises LostError with the border's name and the packet's number."""
+        with self.pulse.waiting(self.peer):
+            self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
 
     def start(self, transfer: Callable[..., Any], buffer: Tensor, number: int) -> Any:
         """Starts `dist.isend` or `dist.irecv` of a buffer."""
@@ -130,8 +139,8 @@ class Border(NamedTuple):
         try:
             return action()
         except RuntimeError as error:
-            cause = str(error).strip().splitlines()[0].removeprefix("[enforce fail at ").strip()
-            raise ConnectionError(f"{self.name}: packet {number} of {self.packets} did not pass: {cause}") from error
+            sentence = f"{self.name}: packet {number} of {self.packets} did not pass"
+            raise LostError(sentence, error, self.peer) from error
 
 
 class ProcessOutbox:
@@ -158,9 +167,11 @@ class ProcessOutbox:
         self._sent += 1
         self._works.append(self._border.start(dist.isend, buffer, self._sent))
 
-    def close(self) -> None:
+    def close(self, early: bool = False) -> None:
         """Waits until every packet has been taken."""
-        assert self._sent == self._border.packets, f"{self._sent} of {self._border.packets} packets were sent"
+        assert early or self._sent == self._border.packets, f"{self._sent} of {self._border.packets} packets were sent"
+        if self._sent < self._border.packets:
+            self._works.append(self._border.start(dist.isend, self._border.buffer(), self._sent + 1))
         while self._works:
             self._border.wait(self._works.popleft(), self._sent - len(self._works))
 
@@ -177,6 +188,14 @@ class ProcessInbox:
         self._buffers = [border.buffer() for _ in range(min(2, border.packets))]
         self._received = 0
         self._posted = self._post()
+
+    def close(self, early: bool = False) -> None:
+        """Waits for the receive that was posted ahead, if there is one."""
+        assert early or self._received == self._border.packets, (
+            f"{self._received} of {self._border.packets} packets were taken"
+        )
+        if self._received < self._border.packets:
+            self._border.wait(self._posted, self._received + 1)
 
     def recv(self) -> Packet:
         """The next packet; the receive after it is posted before this one is used, never past the last."""

@@ -25,6 +25,20 @@ def say(world: World, text: str) -> None:
         sys.stdout.flush()
 
 
+def rewind(file: Path, step: int) -> None:
+    """Takes back what a stream says of steps behind `step`, and a line that was cut off."""
+    kept = []
+    for line in file.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    shorter = file.with_name(file.name + ".partial")
+    shorter.write_text("".join(kept))
+    shorter.replace(file)
+
+
 class Stream:
     """The metrics of one part, appended to a JSONL file, a line a tick.
 

@@ -4,42 +4,51 @@ By parts and end to end differ in which stages there are and what they are conne
 below is the only training loop.
 """
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from .chain import Ends, close
 from .data import Batches
 from .join import join, part_again
-from .link import Discard, Inbox, Outbox
-from .metrics import Progress, Stream
+from .link import Discard
+from .metrics import Progress, Stream, say
 from .objective import Truncated
 from .optimizer import load_moments, make_optimizer, named_moments
-from .schedule import PhaseConfig, Stretch, phase_steps, stops, stretches, turns
+from .pulse import EVERYONE
+from .schedule import PhaseConfig, Stretch, lessons, multiples, phase_steps, stops, stretches, turns
 from .stage import Report, Stage
 from .start import start
 from .state import State
-
-Ticks = list[tuple[int, Inbox, Outbox]]
+from .stop import Stop, StopRequested
 
 
 class Phase:
-    """A phase about to be run.
+    """A phase about to be run, from its beginning or from where a checkpoint left it.
 
     Args:
         state: the run so far; updated as the phase goes on.
         config: schedule, length, learning rates.
         number: of the phase in the run, from 1.
+        begin: step of the run at which the phase begins.
         directory: of the run, for metrics.
     """
 
-    def __init__(self, state: State, config: PhaseConfig, number: int, directory: Path) -> None:
-        self.state, self.config, self.number = state, config, number
+    def __init__(self, state: State, config: PhaseConfig, number: int, begin: int, directory: Path) -> None:
+        self.state, self.config, self.number, self.begin = state, config, number, begin
         self.joined = config.schedule == "end_to_end"
         images, batch = len(state.images.train), state.config.data.batch
         self.plan = turns(config, state.config.cut.parts, images, batch)
-        self.begin, self.steps = state.step, phase_steps(config, images, batch)
-        self.pauses = stops(images, batch, state.config.eval_every, self.begin, self.begin + self.steps)
-        self.train_seconds = 0.0
+        self.end = begin + phase_steps(config, images, batch)
+        self.evaluations = stops(images, batch, state.config.eval_every, begin, self.end)
+        self.saves = multiples(state.config.checkpoint.every, begin, self.end)
+        self._began, self._train_s = time.perf_counter(), 0.0
+        if state.step == begin and (config.restart_optimizer or config.optimizer != state.moments_of):
+            if state.moments:
+                say(state.world, f"moments start afresh: {state.moments_of} before, {config.optimizer} now")
+            state.moments, state.moments_of = {}, config.optimizer
         if self.joined:
             join(state)
         elif state.whole is not None:
@@ -49,52 +58,80 @@ class Phase:
         mine = ([0] if state.world.rank == 0 else []) if self.joined else list(state.world.mine)
         self._streams = {place: Stream(directory / "metrics" / f"{names[place]}.jsonl") for place in mine}
         self._names = names
-        self._progress = Progress(state.world, names, self.steps, batch)
+        self._progress = Progress(state.world, names, self.end - begin, batch)
+        self._stop = Stop(state.world)
         self._skipped = dict.fromkeys(self._stages, 0)
         self._last_finite = dict.fromkeys(self._stages, float("nan"))
 
-    def run(self, evaluate: Callable[[], None]) -> None:
-        """Carries out every turn.
+    def run(
+        self, evaluate: Callable[[], None], save: Callable[[dict[str, float]], None], check: Callable[[], None]
+    ) -> None:
+        """Carries out every turn, or what is left of them.
 
         Args:
             evaluate: called between two stretches, where an evaluation is due, and at the end of the phase.
+            save: called between two stretches, where a checkpoint is due, with the time that the phase has taken.
+            check: called behind every batch; raises what went wrong beside the loop.
 
         Raises:
             FloatingPointError: too many updates in a row were skipped.
-            ConnectionError: a packet that was due did not come.
+            LostError: a packet that was due did not come.
+            StopRequested: the run was asked to stop, and has been saved.
         """
-        for stretch in stretches(self.plan, self.begin, self.pauses):
+        state = self.state
+        for stretch in stretches(self.plan, self.begin, sorted({*self.evaluations, *self.saves}), state.step):
             began = time.perf_counter()
-            start(self.state, stretch.learners)
-            self._train(stretch)
-            self.train_seconds += time.perf_counter() - began
-            if self.state.step in self.pauses and self.state.step < self.begin + self.steps:
+            start(state, stretch.learners)
+            stopped = self._train(stretch, check)
+            self._train_s += time.perf_counter() - began
+            for stage in self._stages.values():
+                state.moments |= named_moments(stage.optimizer, stage.named)
+            if state.step == self.end:
+                break
+            if state.step in self.evaluations and not stopped:
                 evaluate()
-        for stage in self._stages.values():
-            self.state.moments |= named_moments(stage.optimizer, stage.named)
-        self.state.moments_of = self.config.optimizer
+            if state.step in self.saves or stopped:
+                save(self.elapsed())
+            if stopped:
+                raise StopRequested(state.step, self._stop.cause())
         self._progress.close()
         for stream in self._streams.values():
             stream.close()
         evaluate()
 
-    def _train(self, stretch: Stretch) -> None:
-        """The loop: `steps` batches through every stage of this process that takes part."""
+    def elapsed(self) -> dict[str, float]:
+        """Seconds that the phase has taken: "seconds" in all, "train_seconds" without evaluations."""
+        before, seconds = self.state.elapsed, time.perf_counter() - self._began
+        return {"seconds": before["seconds"] + seconds, "train_seconds": before["train_seconds"] + self._train_s}
+
+    def _train(self, stretch: Stretch, check: Callable[[], None]) -> bool:
+        """The loop: `steps` batches through every stage of this process that takes part; True if it was cut short."""
+        state, world = self.state, self.state.world
         for place, inbox, outbox in (ends := self._connect(stretch)):
             self._stages[place].connect(inbox, outbox)
-        for _ in range(stretch.steps):
-            self.state.step += 1
+        last = stretch.start + stretch.steps
+        stopped = False
+        while ends and state.step < last and not stopped:
+            self._stop.before(state.step + 1)
+            state.step = world.pulse.step = state.step + 1
             for place, _, _ in ends:
                 learn = self.joined or place in stretch.learners
-                self._record(place, stretch.turn, learn, self._stages[place].tick(learn))
-        for _, _, outbox in ends:
-            outbox.close()
-        # Parts behind the last learner had nothing to do; the count of batches is everyone's.
-        self.state.step = stretch.start + stretch.steps
+                # End to end, gradients are averaged within the tick: whoever is in it may be waiting for the others.
+                with world.pulse.waiting(EVERYONE) if self.joined else nullcontext():
+                    report = self._stages[place].tick(learn)
+                self._record(place, stretch.turn, learn, report)
+            world.pulse.beat()
+            check()
+            stopped = self._stop.after(state.step)
+        close(ends, early=state.step < last)
         for stream in self._streams.values():
             stream.flush()
+        # Parts behind the last learner had nothing to do; the count of batches is everyone's, and the head has it.
+        state.step, stopped = json.loads(world.exchange(json.dumps([state.step, stopped]).encode())[0])
+        world.pulse.step = state.step
+        return bool(stopped)
 
-    def _connect(self, stretch: Stretch) -> Ticks:
+    def _connect(self, stretch: Stretch) -> Ends:
         state, world, data = self.state, self.state.world, self.state.config.data
         shard = (world.rank, world.size) if self.joined else (0, 1)
         images, pixels, seed = state.images.train, state.pixels, state.config.seed
@@ -104,11 +141,11 @@ class Phase:
         return state.chain.lay(head, data.batch, stretch.steps, max(stretch.learners))
 
     def _stage(self, part: int) -> Stage:
-        return self._make_stage(self.state.chain.slices[part], self.config.lr_of(part))
+        return self._make_stage(self.state.chain.slices[part], part)
 
     def _whole_stage(self) -> Stage:
         assert self.state.whole is not None
-        stage = self._make_stage(self.state.whole, self.config.lr_of(0))
+        stage = self._make_stage(self.state.whole, 0)
         start(self.state, tuple(range(self.state.config.cut.parts)))
         stage.model = self.state.world.wrap(self.state.whole)
         # DDP lays out its buckets after its first backward pass: this one is thrown away, so that every step of the
@@ -118,12 +155,15 @@ class Phase:
         stage.optimizer.zero_grad()
         return stage
 
-    def _make_stage(self, truncated: Truncated, lr: float) -> Stage:
+    def _make_stage(self, truncated: Truncated, place: int) -> Stage:
+        config, state = self.config, self.state
+        lr = config.lr_of(place)
         named = truncated.named_global_parameters()
-        optimizer = make_optimizer(self.config.optimizer, named, lr, self.config.weight_decay)
-        if self.config.optimizer == self.state.moments_of and not self.config.restart_optimizer:
-            load_moments(optimizer, named, self.state.moments)
-        return Stage(truncated, optimizer, lr, self.config.warmup_steps, self.config.clip, self.state.pixels.dims)
+        optimizer = make_optimizer(config.optimizer, named, lr, config.weight_decay)
+        load_moments(optimizer, named, state.moments)
+        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims)
+        stage.attempts = lessons(self.plan, place, state.step - self.begin)
+        return stage
 
     def _record(self, place: int, turn: int, learn: bool, report: Report) -> None:
         state, done = self.state, self.state.step - self.begin

@@ -10,7 +10,6 @@ import platform
 import resource
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import torch
 
 from . import checkpoint
 from .ledger import Ledger
-from .metrics import Stream, say
+from .metrics import Stream, rewind, say
 from .model import Flow
-from .part import scheme_cut
 from .sheet import save_sheet
 from .state import State, build
 from .traffic import totals
@@ -30,8 +28,8 @@ def refuse_old_run(directory: Path) -> None:
     """A ValueError where the directory holds a run already."""
     if (directory / "config.yaml").exists() or (directory / "checkpoints").exists():
         raise ValueError(
-            f"{directory} already holds a run, which is never written over. Give the new run another directory with "
-            "--run DIR, or rename or remove the old one."
+            f"{directory} already holds a run, which is never written over. Go on with it by --resume auto, give the "
+            "new run another directory with --run DIR, or rename or remove the old one."
         )
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--run {directory} is a file; it must be a directory, or not exist yet.")
@@ -41,7 +39,8 @@ class Record:
     """The record of one run.
 
     Args:
-        state: the run, about to begin; the directory is made and the settings are written.
+        state: the run, about to begin or to go on; the directory is made and the settings are written. What an
+            interrupted run wrote behind the step it goes on from is taken back: it comes again.
 
     Raises:
         ValueError: the directory cannot be made.
@@ -50,17 +49,16 @@ class Record:
     def __init__(self, state: State) -> None:
         self.state, self.world = state, state.world
         self.directory = Path(state.config.run)
-        self.phases: list[dict[str, Any]] = []
         self.world.first(self._make)
         self._evaluations: Stream | None = None
         if self.world.rank == 0:
-            (self.directory / "config.yaml").write_text(state.config.as_yaml())
             self._evaluations = Stream(self.directory / "metrics" / "evaluation.jsonl")
         say(self.world, _opening(state))
 
-    def phase_begins(self, number: int, schedule: str, steps: int) -> None:
+    def phase_begins(self, number: int, schedule: str, steps: int, done: int) -> None:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
-        say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps")
+        already = f", {done} of them done" if done else ""
+        say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps{already}")
         if schedule == "end_to_end" and self.world.size > 1:
             held = 4 * 4 * self.state.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
             say(
@@ -78,18 +76,11 @@ class Record:
             self._evaluations.write(step=state.step, epoch=epoch, time=time.time(), **_as_json(ledger))
             self._evaluations.flush()
 
-    def phase_ends(self, ledger: Ledger, saved: Path, **about: Any) -> None:
-        """Says where the bits go, and draws samples from what was saved, not from what is in memory.
-
-        Args:
-            ledger: the last evaluation.
-            saved: the checkpoint that was written; drawing from it shows that it is whole.
-            about: schedule, steps and seconds, for the result.
-        """
+    def phase_ends(self, ledger: Ledger) -> None:
+        """Says where the bits go, and draws samples from what was saved, not from what is in memory."""
         say(self.world, ledger.table())
-        self.phases.append(about)
         if self.world.rank == 0:
-            tensors, _ = checkpoint.load(saved)
+            tensors, _ = checkpoint.load(self.directory / "checkpoints" / f"step-{self.state.step}")
             _, whole = build(self.state.config, self.state.pixels)
             whole.load_global_state(tensors)
             samples = Flow([whole.part], whole.prior, self.state.pixels).sample(64, 0.7)
@@ -104,9 +95,9 @@ class Record:
         result = {
             "test_bits_per_dim": ledger.bits_per_dim,
             "ledger": _as_json(ledger),
-            "seconds": [phase["seconds"] for phase in self.phases],
-            "images_per_s": [phase["images_per_s"] for phase in self.phases],
-            "phases": self.phases,
+            "seconds": [phase["seconds"] for phase in self.state.ended],
+            "images_per_s": [phase["images_per_s"] for phase in self.state.ended],
+            "phases": self.state.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
             "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine(),
@@ -127,6 +118,17 @@ class Record:
             raise ValueError(
                 f"--run {self.directory} cannot be made a directory ({error}); give another one."
             ) from error
+        if self.world.rank == 0:
+            for file in (self.directory / "metrics").glob("*.jsonl"):
+                rewind(file, self.state.step)
+            _write_settings(self.directory / "config.yaml", self.state.config.as_yaml(), self.state.step)
+
+
+def _write_settings(file: Path, text: str, step: int) -> None:
+    """Writes the settings; other ones that held until `step` stay beside them."""
+    if file.exists() and file.read_text() != text:
+        file.rename(file.with_name(f"config-until-step-{step}.yaml"))
+    file.write_text(text)
 
 
 def _usage(device: torch.device) -> dict[str, int]:
@@ -143,14 +145,12 @@ def _usage(device: torch.device) -> dict[str, int]:
 
 def _opening(state: State) -> str:
     config, glow = state.config, state.config.glow
-    at = scheme_cut(config.cut, glow.levels, glow.steps)
-    sizes = [end - start for start, end in pairwise([0, *at, glow.levels * glow.steps])]
     many = f"{state.world.size} processes" if state.world.size > 1 else "1 process"
     images = state.images
     return (
         f"{config.data.name}: {len(images.train)} training and {len(images.test)} test images of {state.pixels.shape}\n"
         f"Glow {glow.levels} × {glow.steps} × {glow.hidden}, {state.parameters:,} parameters, {config.cut.parts} parts "
-        f"of {' + '.join(map(str, sizes))} flow steps on {many} ({state.world.device.type})"
+        f"of {' + '.join(map(str, state.sizes))} flow steps on {many} ({state.world.device.type})"
     )
 
 

@@ -129,11 +129,34 @@ def stops(images: int, batch: int, epochs: float, start: int, end: int) -> list[
     return [t for t in range(start + 1, end + 1) if t * batch // unit > (t - 1) * batch // unit]
 
 
-def stretches(plan: list[Turn], start: int, pauses: list[int]) -> Iterator[Stretch]:
-    """Cuts turns, the first of which begins at step `start` of the run, at the steps where the run pauses."""
+def multiples(every: int | None, start: int, end: int) -> list[int]:
+    """The multiples of `every` in (start, end]; none of None."""
+    return [t for t in range(start + 1, end + 1) if t % every == 0] if every else []
+
+
+def stretches(plan: list[Turn], start: int, pauses: list[int], at: int | None = None) -> Iterator[Stretch]:
+    """Cuts turns at the steps where the run pauses.
+
+    Args:
+        plan: the turns.
+        start: the step of the run at which the first of them begins.
+        pauses: steps of the run, in order.
+        at: the step that the run has reached; what lies before it is left out.
+    """
+    at = start if at is None else at
     for number, turn in enumerate(plan):
         end = start + turn.steps
-        borders = [start, *(step for step in pauses if start < step < end), end]
-        for first, last in pairwise(borders):
-            yield Stretch(number, turn.learners, first, last - first)
+        borders = [max(start, at), *(step for step in pauses if max(start, at) < step < end), end]
+        if at < end:
+            for first, last in pairwise(borders):
+                yield Stretch(number, turn.learners, first, last - first)
         start = end
+
+
+def lessons(plan: list[Turn], part: int, done: int) -> int:
+    """From how many of the first `done` batches of a phase a part has learned: its updates, skipped ones included."""
+    count = 0
+    for turn in plan:
+        count += min(turn.steps, max(0, done)) * (part in turn.learners)
+        done -= turn.steps
+    return count

@@ -6,6 +6,7 @@ down the chain; whoever is new starts from it, and hands on what it has become.
 
 import torch
 
+from .chain import close
 from .data import Batches, InOrder
 from .noise import Purpose
 from .state import State
@@ -32,6 +33,5 @@ def start(state: State, learners: tuple[int, ...]) -> None:
             part, given = state.chain.slices[place].part, inbox.recv()
             with torch.no_grad():
                 outbox.send((part.initialise(given) if place in new else part(given)).sealed())
-        for _, _, outbox in ends:
-            outbox.close()
+        close(ends)
     state.learned |= new

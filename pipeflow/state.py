@@ -1,10 +1,15 @@
 """What a run carries from phase to phase: this process's slices, the optimizers' moments, the place in the data."""
 
+import platform
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .chain import Chain
+from .checkpoint import Manifest
 from .config import Config
 from .glow import glow_steps
 from .objective import Truncated, truncate
@@ -26,10 +31,13 @@ class State:
         chain: the parts that this process holds; after a join, all of them.
         parameters: how many numbers the whole model learns.
         whole: the joined model; None while parts learn apart.
-        moments: the optimizers' state by global name, as of the end of the last phase.
+        moments: the optimizers' state by global name, as of the last pause.
         moments_of: the kind of optimizer that they belong to.
         learned: positions of the parts that have started to learn.
         step: batches drawn at the head so far.
+        begun: the step at which the first phase began; not 0 where other settings came before these.
+        ended: for each phase that has ended, what `result.json` will say of it.
+        elapsed: seconds that the phase in progress has taken before this process took it up.
     """
 
     world: World
@@ -43,6 +51,9 @@ class State:
     moments_of: str | None = None
     learned: set[int] = field(default_factory=set)
     step: int = 0
+    begun: int = 0
+    ended: list[dict[str, Any]] = field(default_factory=list)
+    elapsed: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "train_seconds": 0.0})
 
     def part_state(self, part: int) -> dict[str, Tensor]:
         """Weights, buffers, prior and moments of one of this process's parts, by global name."""
@@ -50,6 +61,34 @@ class State:
         own = {name for name, _ in truncated.named_global_parameters()}
         moments = {key: value for key, value in self.moments.items() if key.split("/", 1)[1] in own}
         return truncated.global_state() | moments
+
+    def manifest(self, elapsed: dict[str, float], test_bits_per_dim: float | None) -> Manifest:
+        """What a checkpoint of now says of itself, but for its files."""
+        borders = [0, *self.borders]
+        return Manifest(
+            step=self.step,
+            config=self.config.as_dict(),
+            at=borders[1:-1],
+            begun=self.begun,
+            phases=self.ended,
+            elapsed=elapsed,
+            started=borders[max(self.learned) + 1] if self.learned else 0,
+            moments_of=self.moments_of,
+            test_bits_per_dim=test_bits_per_dim,
+            versions={"torch": torch.__version__, "python": platform.python_version()},
+            files={},
+        )
+
+    @property
+    def borders(self) -> list[int]:
+        """How many flow steps lie before the end of each part."""
+        glow = self.config.glow
+        return [*scheme_cut(self.config.cut, glow.levels, glow.steps), glow.levels * glow.steps]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many flow steps each part has."""
+        return [end - start for start, end in pairwise([0, *self.borders])]
 
 
 def build(config: Config, pixels: Pixels) -> tuple[dict[int, Truncated], Truncated]:

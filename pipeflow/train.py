@@ -3,26 +3,31 @@
 import sys
 from collections.abc import Sequence
 
-from .config import parse
+from .fault import tell
 from .fit import fit
-from .join import JoinError
-from .world import leave_the_word_to_rank_0
+from .resume import settle
+from .watch import Watch
+from .world import LostError, leave_the_word_to_rank_0, open_world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; returns the exit code: 0, 2 for what the user can put right, 1 for a run that broke, 130 for Ctrl-C."""
+    """Trains; returns the exit code that `fault.tell` lists."""
     try:
-        fit(parse(arguments))
+        config, resume = settle(sys.argv[1:] if arguments is None else arguments)
+        world = open_world(config.parallel, config.cut.parts, config.device)
+    except LostError as error:
+        print(f"pipeflow: {error}", file=sys.stderr, flush=True)
+        return 1
     except ValueError as error:
         leave_the_word_to_rank_0()
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
-    except (FloatingPointError, ConnectionError, JoinError) as error:
-        print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("pipeflow: interrupted; the checkpoints of the phases that ended are whole.", file=sys.stderr, flush=True)
-        return 130
+    with Watch(world) as watch:
+        try:
+            fit(config, world, resume)
+        except (Exception, KeyboardInterrupt) as error:
+            return tell(world, watch, error)
+    world.close()
     return 0
 
 

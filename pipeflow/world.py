@@ -5,6 +5,7 @@ few things the package needs of it; a world of one process answers the same call
 """
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -19,10 +20,16 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from .meeting import meet
+from .pulse import EVERYONE, Pulse
+
 T = TypeVar("T")
 
-# Between turns a process may wait for as long as others learn; a dead peer closes its sockets and is noticed at once.
+# Between turns a process may wait for as long as others learn. A dead peer closes its sockets, a stuck one misses its
+# heartbeats.
 _CONTROL_TIMEOUT = timedelta(days=30)
+_START_TIMEOUT = timedelta(minutes=10)
+_NO_STORE = "the store where the processes meet is gone"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class ParallelConfig:
         threads: intra-op threads a part on the CPU; the same however many processes there are.
         replicas: chains of parts side by side; only 1 so far.
         timeout_s: seconds to wait for a packet (or an all-reduce) that is due.
+        heartbeat_s: seconds between two signs of life; a process that misses five counts as lost.
     """
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
@@ -42,13 +50,15 @@ class ParallelConfig:
     threads: int = 1
     replicas: int | None = None
     timeout_s: float = 600.0
+    heartbeat_s: float = 3.0
 
     def __post_init__(self) -> None:
         for name in ("depth", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.timeout_s > 0:
-            raise ValueError(f"parallel.timeout_s is {self.timeout_s}; it must be positive.")
+        for name in ("timeout_s", "heartbeat_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be positive.")
         if self.replicas not in (None, 1):
             raise ValueError(f"parallel.replicas is {self.replicas}; more than one chain is not supported yet.")
 
@@ -88,6 +98,21 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
+class LostError(ConnectionError):
+    """Another process did not answer.
+
+    Args:
+        message: what was not done for want of it.
+        error: of the transport; its words are kept, its source lines and advice are not.
+        rank: of the other process, where it is known.
+    """
+
+    def __init__(self, message: str, error: Exception | None = None, rank: int | None = None) -> None:
+        words = re.sub(r"\[[^\]]*\.cc:\d+\]\s*|\. This is typically.*", "", " ".join(str(error or "").split()))
+        super().__init__(f"{message}: {words}" if words else message)
+        self.rank = rank
+
+
 class World:
     """One process that holds every part.
 
@@ -96,6 +121,7 @@ class World:
         device: where the parts of this process live.
         owner: rank of each part, by position.
         mine: positions of this process's parts, consecutive, from 0.
+        pulse: what this process is doing right now.
     """
 
     rank, size = 0, 1
@@ -107,6 +133,7 @@ class World:
         self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if config.backend == "nccl" and self.device.type != "cuda":
             raise ValueError("parallel.backend is nccl, but the run is on the CPU (device); use gloo or auto.")
+        self.pulse = Pulse()
         self._notes: dict[str, str] = {}
         torch.set_num_threads(config.threads)
 
@@ -132,6 +159,10 @@ class World:
         """The module with gradients averaged over all processes; they must hold equal weights already."""
         return module
 
+    def lost(self, error: Exception) -> bool:
+        """Whether an error out of a wrapped module's backward pass says that another process did not answer."""
+        return False
+
     def edge(self, border: int) -> Any:
         """The group of the two processes around a border, counted from 0; None within a process."""
         return None
@@ -149,6 +180,16 @@ class World:
         """The latest notes under `keys`, empty where there was none yet."""
         return [self._notes.get(key, "") for key in keys]
 
+    def claim(self, text: str) -> bool:
+        """True for the one process that is the first to say what ended the run."""
+        return True
+
+    def place(self, rank: int | None = None) -> str:
+        """How messages call a process, this one by default: "part 2 (rank 1)", "parts 1 to 3 (rank 0)"."""
+        rank = self.rank if rank is None else rank
+        parts = [part + 1 for part, owner in enumerate(self.owner) if owner == rank]
+        return f"part {parts[0]} (rank {rank})" if len(parts) == 1 else f"parts {parts[0]} to {parts[-1]} (rank {rank})"
+
     def close(self) -> None:
         """Leaves the world."""
 
@@ -165,7 +206,12 @@ class ProcessWorld(World):
         super().__init__(config, parts, device)
         self.backend = self._choose_backend()
         store, _, _ = next(rendezvous(init_method, self.rank, self.size))
-        self._store = PrefixStore("pipeflow", store)
+        try:
+            store = PrefixStore(meet(store, self.rank, self.size, _START_TIMEOUT), store)
+        except (TimeoutError, RuntimeError) as error:
+            raise LostError(f"rank {self.rank} did not meet the others", error) from error
+        # A connection of its own: notes are also read and left while another call keeps the first one busy.
+        self._store = PrefixStore("pipeflow", store.clone())
         dist.init_process_group(
             "gloo",
             store=PrefixStore("control", store),
@@ -185,11 +231,12 @@ class ProcessWorld(World):
 
     def exchange(self, data: bytes) -> list[bytes]:
         try:
-            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(sizes, torch.tensor([len(data)]))
-            return [self._broadcast(data, rank, int(size)) for rank, size in enumerate(sizes)]
+            with self.pulse.waiting(EVERYONE):
+                sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+                dist.all_gather(sizes, torch.tensor([len(data)]))
+                return [self._broadcast(data, rank, int(size)) for rank, size in enumerate(sizes)]
         except RuntimeError as error:
-            raise ConnectionError(f"rank {self.rank} lost the other processes: {str(error).splitlines()[0]}") from error
+            raise LostError("the processes no longer meet", error) from error
 
     def _broadcast(self, data: bytes, source: int, size: int) -> bytes:
         if not size:
@@ -222,6 +269,9 @@ class ProcessWorld(World):
                 module, device_ids=devices, process_group=self._everyone, broadcast_buffers=False
             )
 
+    def lost(self, error: Exception) -> bool:
+        return isinstance(error, dist.DistError) or bool(re.search(r"gloo/|ncclRemoteError", str(error)))
+
     def edge(self, border: int) -> Any:
         return self._edges.get(border)
 
@@ -230,10 +280,23 @@ class ProcessWorld(World):
         return self.device.type == "cuda" and self.backend == "gloo"
 
     def note(self, key: str, text: str) -> None:
-        self._store.set(key, text)
+        try:
+            self._store.set(key, text)
+        except RuntimeError as error:
+            raise LostError(_NO_STORE) from error
 
     def notes(self, keys: list[str]) -> list[str]:
-        return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
+        try:
+            return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
+        except RuntimeError as error:
+            raise LostError(_NO_STORE) from error
+
+    def claim(self, text: str) -> bool:
+        mine = f"{self.rank} {text}"
+        try:
+            return bool(self._store.compare_set("fault", "", mine).decode() == mine)
+        except RuntimeError:  # the store is gone with the process that held it
+            return True
 
     def close(self) -> None:
         dist.destroy_process_group()

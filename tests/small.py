@@ -5,9 +5,12 @@ from typing import Any
 
 from pipeflow.config import Config
 from pipeflow.data import DataConfig
+from pipeflow.fit import fit
 from pipeflow.glow import GlowConfig
 from pipeflow.part import CutConfig
+from pipeflow.resume import Resume
 from pipeflow.schedule import PhaseConfig
+from pipeflow.world import open_world
 
 
 def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others: Any) -> Config:
@@ -24,3 +27,11 @@ def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others
             **others,
         }
     )
+
+
+def fit_in(init_method: str, config: Config, resume: Resume = None) -> dict[str, Any]:
+    """`fit` in the processes that `in_processes` started; it ends with them."""
+    world = open_world(config.parallel, config.cut.parts, config.device, init_method)
+    result = fit(config, world, resume)
+    world.close()
+    return result

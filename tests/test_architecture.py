@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeflow"
 FLOORS = [  # within a floor, a module may import only those written before it
-    "packet noise pixels traffic",
+    "packet noise pixels traffic pulse meeting",
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
     "glow part objective world decode folder published sources data optimizer",
-    "link stage balance metrics model sheet",
-    "chain ledger schedule sentence config checkpoint state join start",
-    "phase record",
+    "link stop watch stage balance metrics model sheet",
+    "chain ledger schedule sentence plain checkpoint saver config state resume join start",
+    "phase record fault",
     "fit train evaluate sample plan report",
 ]
 HEIGHT = {name: height for height, name in enumerate(" ".join(FLOORS).split())}

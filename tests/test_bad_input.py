@@ -112,6 +112,30 @@ def test_a_file_that_is_not_there(refused):
     says(refused("--config", "nowhere.yaml"), "nowhere.yaml", "--config")
 
 
+CODE = {
+    "a class": ["--glow", '{"class_path": "trap.Trap"}'],
+    "a class with arguments": ["--parallel={class_path: trap.Trap, init_args: {}}"],
+    "a name": ["--glow", "trap.Trap"],
+    "among the phases": ["--phases", '[{"class_path": "trap.Trap"}]'],
+    "one phase more": ["--phases+", '{"class_path": "trap.Trap"}'],
+    "a member": ["--cut.class_path", "trap.Trap"],
+    "a tag": ["--seed", "!!python/object/apply:trap.Trap []"],
+    "in a file": ["--config", "bad.yaml"],
+    "a tag in a file": ["--config", "tagged.yaml"],
+}
+
+
+@pytest.mark.parametrize("case", CODE)
+def test_no_setting_is_code(here, case, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    (here / "trap.py").write_text("import pathlib\npathlib.Path('trapped').touch()\nclass Trap: pass\n")
+    (here / "bad.yaml").write_text("glow: {class_path: trap.Trap}\n")
+    (here / "tagged.yaml").write_text("glow: !!python/object/apply:trap.Trap []\n")
+    with pytest.raises(ValueError):
+        parse(CODE[case])
+    assert not (here / "trapped").exists()
+
+
 KINDS = {
     "word for a number": (["--seed", "x"], ["seed", "x", "whole number"]),
     "nested": (["--glow.levels", "two"], ["glow.levels", "two", "whole number"]),

@@ -1,14 +1,17 @@
 """Checkpoints are whole or not there, and the moments of an optimizer belong to names, not to a cut."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from pipeflow import checkpoint
+from pipeflow.checkpoint import CheckpointConfig, Manifest
 from pipeflow.glow import GlowConfig, glow_steps
 from pipeflow.objective import truncate
 from pipeflow.optimizer import load_moments, make_optimizer, named_moments
+from pipeflow.saver import Saver
 from pipeflow.world import ParallelConfig, World
 
 IMAGE = (1, 8, 8)
@@ -39,10 +42,26 @@ def parts(perturb):
     return tensors
 
 
+def manifest_of(step, **others):
+    about = {"config": {"seed": 3}, "at": [1, 3], "begun": 0, "phases": [], "started": 4, "moments_of": "adam"}
+    elapsed = {"seconds": 1.0, "train_seconds": 0.5}
+    return Manifest(
+        **{"step": step, "elapsed": elapsed, "test_bits_per_dim": None, **about, **others}, versions={}, files={}
+    )
+
+
+def save(run, parts, *steps, keep=100, scores=None):
+    """Checkpoints of the same tensors, one after another."""
+    saver = Saver(World(ParallelConfig(), len(parts), "cpu"), run, CheckpointConfig(keep=keep), 10**9)
+    for step in steps:
+        directory = saver.save(parts, manifest_of(step, test_bits_per_dim=(scores or {}).get(step)))
+        saver.settle()
+    return directory
+
+
 @pytest.fixture
 def saved(tmp_path, parts):
-    world = World(ParallelConfig(), len(parts), "cpu")
-    return checkpoint.save(world, tmp_path / "run", 12, parts, {"config": {"seed": 3}, "phase": 2})
+    return save(tmp_path / "run", parts, 12)
 
 
 def test_what_was_saved_is_loaded(saved, parts, tmp_path):
@@ -52,7 +71,20 @@ def test_what_was_saved_is_loaded(saved, parts, tmp_path):
     assert set(tensors) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype, name
-    assert (manifest["step"], manifest["phase"], manifest["config"]) == (12, 2, {"seed": 3})
+    assert dataclasses.replace(manifest, files={}) == manifest_of(12)
+
+
+def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path, parts):
+    saver = Saver(World(ParallelConfig(), len(parts), "cpu"), tmp_path, CheckpointConfig())
+    expected = {name: tensor.clone() for part in parts.values() for name, tensor in part.items()}
+    directory = saver.save(parts, manifest_of(3))
+    with torch.no_grad():
+        for part in parts.values():
+            for tensor in part.values():
+                tensor.zero_()
+    saver.settle()
+    tensors, _ = checkpoint.load(directory)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_file_a_part_and_a_manifest_and_nothing_else(saved):
@@ -67,52 +99,40 @@ def test_a_file_a_part_and_a_manifest_and_nothing_else(saved):
 
 
 def test_the_remains_of_a_save_that_was_cut_off_are_in_nobodys_way(tmp_path, parts):
-    world = World(ParallelConfig(), len(parts), "cpu")
     remains = tmp_path / "checkpoints" / "step-5.partial"
     remains.mkdir(parents=True)
-    (remains / "part-1.safetensors").write_bytes(b"half")
-    tensors, _ = checkpoint.load(checkpoint.save(world, tmp_path, 5, parts, {}))
+    (remains / "part-7.safetensors").write_bytes(b"half")
+    directory = save(tmp_path, parts, 5)
+    tensors, _ = checkpoint.load(directory)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in parts[0].items())
-    assert not remains.exists()
+    assert not remains.exists() and not (directory / "part-7.safetensors").exists()
 
 
-def test_a_checkpoint_without_its_manifest_is_none(saved):
-    (saved / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"step-12 is no checkpoint: it has no manifest\.json\."):
-        checkpoint.load(saved)
-    with pytest.raises(ValueError, match=r"step-13 is no checkpoint"):
-        checkpoint.load(saved.with_name("step-13"))
+KEPT = {
+    "the newest": (2, {}, {4, 5}),
+    "and the best": (2, {1: 3.5, 2: 3.2, 3: 3.4}, {2, 4, 5}),
+    "which may be the newest": (1, {2: 3.2, 5: 3.1}, {5}),
+    "all, where few": (9, {1: 1.0}, {1, 2, 3, 4, 5}),
+}
 
 
-@pytest.mark.parametrize("where", [0, 200, -1])
-def test_a_flipped_byte_is_found_and_its_file_named(saved, where):
-    file = saved / "part-2.safetensors"
-    content = bytearray(file.read_bytes())
-    content[where] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"part-2\.safetensors is missing or damaged"):
-        checkpoint.load(saved)
+@pytest.mark.parametrize("name", KEPT)
+def test_what_stays(name, tmp_path, parts):
+    keep, scores, left = KEPT[name]
+    save(tmp_path, parts, 1, 2, 3, 4, 5, keep=keep, scores=scores)
+    assert set(checkpoint.steps_saved(tmp_path)) == left
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"step-{step}" for step in left}
 
 
-def test_a_missing_file_is_named(saved):
-    (saved / "part-3.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"part-3\.safetensors is missing or damaged"):
-        checkpoint.load(saved)
-
-
-@pytest.mark.parametrize("format", [0, 99, None])
-def test_another_format_is_not_read(saved, format):
-    manifest = json.loads((saved / "manifest.json").read_text())
-    (saved / "manifest.json").write_text(json.dumps(manifest | {"format": format}))
-    with pytest.raises(ValueError, match=f"checkpoint format {format}; this version reads 1"):
-        checkpoint.load(saved)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_manifest_that_is_none_is_a_sentence(saved, text):
-    (saved / "manifest.json").write_text(text)
-    with pytest.raises(ValueError, match=r"manifest\.json|step-12"):
-        checkpoint.load(saved)
+def test_the_newest_whole_one_is_found_behind_damaged_ones(tmp_path, parts):
+    save(tmp_path, parts, 9, 10, 11)
+    (tmp_path / "checkpoints" / "step-11" / "part-1.safetensors").unlink()
+    (tmp_path / "checkpoints" / "step-10" / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step-12").mkdir()
+    found, wrong = checkpoint.newest(tmp_path)
+    assert found == tmp_path / "checkpoints" / "step-9"
+    assert len(wrong) == 2 and "step-11/part-1.safetensors is missing" in wrong[0] and "step-10" in wrong[1]
+    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
 
 
 def test_a_checkpoint_of_one_cut_loads_into_another(saved, parts):
@@ -157,8 +177,7 @@ def test_training_goes_on_in_another_cut_as_if_nothing_had_happened(kind, at, tm
         step(slices, optimizers, number)
     weights = {name: tensor.clone() for name, tensor in state_of(slices).items()}
     moments = {name: tensor.clone() for name, tensor in moments_of(slices, optimizers).items()}
-    world = World(ParallelConfig(), 1, "cpu")
-    tensors, _ = checkpoint.load(checkpoint.save(world, tmp_path, 3, {0: weights | moments}, {}))
+    tensors, _ = checkpoint.load(save(tmp_path, {0: weights | moments}, 3))
     for number in range(3, 6):
         step(slices, optimizers, number)
 

@@ -55,7 +55,7 @@ def test_the_run_directory_holds_what_the_design_promises(run):
     assert found == {
         "config.yaml",
         "result.json",
-        *(f"metrics/{name}.jsonl" for name in [*parts, "end_to_end", "evaluation"]),
+        *(f"metrics/{name}.jsonl" for name in [*parts, "end_to_end", "evaluation", "checkpoints"]),
         *(f"samples/step-{step}.png" for step in (6, 10)),
         *(f"checkpoints/step-{step}/{name}.safetensors" for step in (6, 10) for name in parts),
         *(f"checkpoints/step-{step}/manifest.json" for step in (6, 10)),
@@ -64,7 +64,7 @@ def test_the_run_directory_holds_what_the_design_promises(run):
         lines = [json.loads(line) for line in (directory / "metrics" / f"{part}.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, 7))
     tensors, manifest = load(directory / "checkpoints" / "step-10")
-    assert manifest["step"] == 10 and manifest["phase"] == 2
+    assert manifest.step == 10 and [phase["steps"] for phase in manifest.phases] == [6, 4]
     assert tensors["step/steps.1.coupling.network.0.weight"] == 10, "moments carry over between phases"
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from distributed import in_processes
-from small import small_config
+from small import fit_in, small_config
 
 import pipeflow.join
 from pipeflow.config import Config, parse
@@ -52,7 +52,7 @@ def test_a_right_join_does_not(tmp_path):
 def disagree(init_method: str, config: Config) -> str:
     seed = int(os.environ["RANK"])
     with pytest.raises(ValueError) as caught:
-        fit(dataclasses.replace(config, seed=seed), init_method)
+        fit_in(init_method, dataclasses.replace(config, seed=seed))
     return str(caught.value)
 
 
@@ -109,7 +109,7 @@ def fit_with_a_bad_share(init_method: str, config: Config) -> list[bytes]:
         return part_state(self, part)
 
     State.part_state = watched  # type: ignore[method-assign]
-    fit(config, init_method)
+    fit_in(init_method, config)
     return seen
 
 

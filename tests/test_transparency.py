@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import in_processes
-from small import small_config
+from small import fit_in, small_config
 
 from pipeflow.checkpoint import load
 from pipeflow.config import Config
-from pipeflow.fit import fit
 from pipeflow.schedule import PhaseConfig
 
 SCHEDULES = {
@@ -40,7 +39,7 @@ EVERY_FEW_STEPS = 5 / 125
 
 def carry_out(init_method: str, configs: list[Config]) -> None:
     for number, config in enumerate(configs):
-        fit(config, f"{init_method}-{number}")
+        fit_in(f"{init_method}-{number}", config)
 
 
 def schedule_configs(directory: Path, size: int) -> list[Config]:

@@ -1,0 +1,71 @@
+"""What ended a run → one line, said by one process, and an exit code.
+
+N processes notice the end of a run in N ways: one raises, its neighbours lose a connection, the others wait. The first
+to claim the word says what happened, where and why; the rest end silently.
+"""
+
+import sys
+import traceback
+
+from .join import JoinError
+from .saver import SaveError
+from .stop import StopRequested
+from .watch import Watch
+from .world import LostError, World
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and saved itself (EX_TEMPFAIL of sysexits.h: try again)."""
+
+
+def tell(world: World, watch: Watch, error: BaseException) -> int:
+    """Says what ended the run, if no other process has said it; returns the exit code.
+
+    0 is a finished run, 2 what the user can put right, 75 a run that was asked to stop and saved itself, 130 Ctrl-C, 1
+    everything else.
+    """
+    line, code = _line(world, watch, error)
+    if world.claim(line):
+        if not isinstance(error, _EXPECTED):
+            traceback.print_exception(error)
+        print(f"pipeflow: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+_EXPECTED = (ValueError, FloatingPointError, ConnectionError, JoinError, OSError, StopRequested, KeyboardInterrupt)
+
+
+def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
+    here = f"{world.place()}, step {world.pulse.step}"
+    match error:
+        case StopRequested():
+            return f"{error}; --resume auto goes on from its checkpoint", STOPPED
+        case KeyboardInterrupt():
+            return f"{here}: interrupted; --resume auto goes on from the newest checkpoint", 130
+        case ValueError():
+            return str(error), 2
+        case LostError():
+            return _lost(world, watch, here, error), 1
+        case RuntimeError() if world.lost(error):
+            return _lost(world, watch, here, LostError("gradients were not averaged", error)), 1
+        case FloatingPointError() | JoinError() | SaveError():
+            return str(error), 1
+        case OSError():
+            return f"{here}: {error}", 1
+        case _:
+            return f"{here}: {type(error).__name__}: {error}", 1
+
+
+def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
+    """The process that is to blame, not the one that noticed."""
+    try:
+        rank = watch.blame(error.rank)
+        last = watch.last(rank) if rank is not None else {}
+    except LostError:  # not even the store answers
+        rank = None
+    if rank is None:
+        return f"{here}: {error}"
+    if "imed out" in str(error) or "imeout" in str(error):
+        what, step = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)", last.get("step", "?")
+    else:
+        what, step = "its process is gone", world.pulse.step
+    return f"{world.place(rank)}, step {step}: {what}; noticed by {here}: {error}"
