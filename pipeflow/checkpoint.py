@@ -49,6 +49,8 @@ class Manifest:
         step: batches drawn at the head so far.
         config: the run's settings, with an explicit cut.
         at: how many flow steps lie before each border.
+        image: channels, height and width of an image.
+        levels: values of a stored pixel.
         begun: the step at which the first phase of these settings began.
         phases: for each phase that has ended, what `result.json` will say of it.
         elapsed: seconds that the phase in progress has taken: "seconds" in all, "train_seconds" without evaluations.
@@ -63,6 +65,8 @@ class Manifest:
     step: int
     config: dict[str, Any]
     at: list[int]
+    image: list[int]
+    levels: int
     begun: int
     phases: list[dict[str, Any]]
     elapsed: dict[str, float]
@@ -212,6 +216,8 @@ _SOUND = {
     "step": _whole_number,
     "config": lambda value: isinstance(value, dict),
     "at": lambda value: isinstance(value, list) and all(map(_whole_number, value)),
+    "image": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_whole_number, value)),
+    "levels": _whole_number,
     "begun": _whole_number,
     "phases": lambda value: isinstance(value, list) and all(isinstance(phase, dict) for phase in value),
     "elapsed": lambda value: (

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -150,6 +151,18 @@ def parse_resume(arguments: Sequence[str] | None = None) -> tuple[Config, str | 
     values.pop("config", None)
     resume = values.pop("resume", None)
     return Config(**vars(values)), resume
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """What `Config.as_dict` made, checked like a command line.
+
+    Raises:
+        ValueError: a sentence about what is wrong.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
+        yaml.safe_dump(values, stream)
+        stream.flush()
+        return parse(["--config", stream.name])
 
 
 def _names(settings: type = Config, before: str = "") -> list[str]:

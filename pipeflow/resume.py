@@ -100,7 +100,7 @@ def restore(state: State, source: Path) -> list[str]:
         for part in build(state.config, state.pixels)[0].values()
         for name, tensor in part.global_state().items()
     }
-    _check_tensors(expected, tensors, source)
+    check_tensors(expected, tensors, source)
     said = [f"goes on from {source}"]
     if manifest.at != state.borders[:-1]:
         said.append(f"cut anew: borders at {state.borders[:-1]}, in the checkpoint at {manifest.at}")
@@ -184,7 +184,7 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     return False
 
 
-def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path) -> None:
+def check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path) -> None:
     """A ValueError where the tensors are not the model's: names, shapes, kinds, finite values."""
     if missing := [name for name in expected if name not in tensors and not _provisional(name)]:
         raise ValueError(

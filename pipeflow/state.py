@@ -69,6 +69,8 @@ class State:
             step=self.step,
             config=self.config.as_dict(),
             at=borders[1:-1],
+            image=list(self.pixels.shape),
+            levels=self.pixels.levels,
             begun=self.begun,
             phases=self.ended,
             elapsed=elapsed,

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from .fault import tell
-from .fit import fit
 from .resume import settle
+from .trainer import fit
 from .watch import Watch
 from .world import LostError, leave_the_word_to_rank_0, open_world
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from pipeflow.config import Config
 from pipeflow.data import DataConfig
-from pipeflow.fit import fit
 from pipeflow.glow import GlowConfig
 from pipeflow.part import CutConfig
 from pipeflow.resume import Resume
 from pipeflow.schedule import PhaseConfig
+from pipeflow.trainer import fit
 from pipeflow.world import open_world
 
 

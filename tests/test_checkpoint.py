@@ -44,6 +44,7 @@ def parts(perturb):
 
 def manifest_of(step, **others):
     about = {"config": {"seed": 3}, "at": [1, 3], "begun": 0, "phases": [], "started": 4, "moments_of": "adam"}
+    about |= {"image": list(IMAGE), "levels": 17}
     elapsed = {"seconds": 1.0, "train_seconds": 0.5}
     return Manifest(
         **{"step": step, "elapsed": elapsed, "test_bits_per_dim": None, **about, **others}, versions={}, files={}

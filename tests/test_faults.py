@@ -80,10 +80,10 @@ def raises(size: int, fault: Fault, step: int, rank: int, cause: str) -> Case:
 
 
 def killed_in_evaluation(scene: Scene) -> None:
-    import pipeflow.fit
+    import pipeflow.trainer
 
     in_a_call(
-        scene, pipeflow.fit, "evaluate", lambda: os.kill(scene.pid(), 9), lambda chain, *_: chain.world.pulse.step
+        scene, pipeflow.trainer, "evaluate", lambda: os.kill(scene.pid(), 9), lambda chain, *_: chain.world.pulse.step
     )
 
 

@@ -13,12 +13,12 @@ from small import fit_in, small_config
 import pipeflow.join
 from pipeflow.config import Config, parse
 from pipeflow.data import Batches
-from pipeflow.fit import fit
 from pipeflow.link import ProcessInbox
 from pipeflow.packet import Packet
 from pipeflow.part import CutConfig
 from pipeflow.schedule import PhaseConfig
 from pipeflow.state import State
+from pipeflow.trainer import fit
 from pipeflow.world import ParallelConfig, open_world
 
 SWITCH = [PhaseConfig("simultaneous", steps=3), PhaseConfig("end_to_end", steps=2)]

@@ -15,11 +15,11 @@ from small import fit_in, small_config
 
 from pipeflow import checkpoint
 from pipeflow.checkpoint import CheckpointConfig
-from pipeflow.fit import fit
 from pipeflow.part import CutConfig
 from pipeflow.resume import restore, settle
 from pipeflow.schedule import PhaseConfig
 from pipeflow.train import main
+from pipeflow.trainer import fit
 
 PHASES = [
     PhaseConfig("simultaneous", steps=5, warmup_steps=4),
@@ -102,7 +102,7 @@ def test_cut_anew_nothing_is_lost(name, whole, tmp_path, capsys, monkeypatch):
             carried.update({name: tensor.clone() for name, tensor in state.part_state(part).items()})
         return said
 
-    monkeypatch.setattr("pipeflow.fit.restore", watched)
+    monkeypatch.setattr("pipeflow.trainer.restore", watched)
     source = saved(whole, 17)  # sequential: part 3 has not learned in this phase, so it has no moments yet
     fit(config, resume=source)
     before = checkpoint.load(source)[0]

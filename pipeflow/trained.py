@@ -1,0 +1,143 @@
+"""A finished run (or one that goes on) → flows to look at: the whole model, and the flow that stops at each border.
+
+Also the smallest thing to hand on: one safetensors file of weights and a JSON of what they belong to, without
+optimizer state, cut or settings of the training.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as tensors_from
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import checkpoint
+from .checkpoint import Manifest
+from .config import Config, from_dict
+from .glow import GlowConfig
+from .model import Flow, Glow
+from .objective import Truncated
+from .pixels import Pixels
+from .resume import check_tensors
+from .state import build
+
+EXPORT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, put together.
+
+    Attributes:
+        directory: of the checkpoint.
+        manifest: what it says of itself.
+        config: the run's settings.
+        pixels: what the images look like.
+        slices: the parts with their priors, in order.
+        whole: all of them as one part; shares their modules.
+    """
+
+    directory: Path
+    manifest: Manifest
+    config: Config
+    pixels: Pixels
+    slices: list[Truncated]
+    whole: Truncated
+
+    def flow(self, parts: int | None = None) -> Flow:
+        """The flow that stops behind the first `parts` parts, with its prior there; the whole by default."""
+        if parts is None:
+            return Flow([self.whole.part], self.whole.prior, self.pixels)
+        return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.pixels)
+
+
+def read(place: str | Path) -> Trained:
+    """A run's newest whole checkpoint, or a checkpoint.
+
+    Args:
+        place: a run directory, or `RUN/checkpoints/step-<n>`.
+
+    Raises:
+        ValueError: there is nothing of the kind, or it is damaged.
+    """
+    place = Path(place)
+    if (place / "manifest.json").exists():
+        directory: Path | None = place
+    else:
+        directory, wrong = checkpoint.newest(place)
+        if directory is None:
+            raise ValueError(f"{place} holds no checkpoint. {' '.join(wrong)}".strip())
+    assert directory
+    tensors, manifest = checkpoint.load(directory)
+    try:
+        config = from_dict(manifest.config)
+    except ValueError as error:
+        raise ValueError(f"The settings in {directory} are damaged: {error}") from error
+    channels, height, width = manifest.image
+    pixels = Pixels((channels, height, width), manifest.levels, config.data.bits)
+    slices, whole = build(config, pixels)
+    expected = {name: tensor for piece in slices.values() for name, tensor in piece.global_state().items()}
+    check_tensors(expected, tensors, directory)
+    for piece in slices.values():
+        piece.load_global_state(expected | tensors)
+    whole.eval()
+    return Trained(directory, manifest, config, pixels, list(slices.values()), whole)
+
+
+def load(place: str | Path) -> Flow:
+    """The trained model as a plain module on the CPU: `log_prob`, `sample`, `encode`, `decode`.
+
+    Args:
+        place: a run directory, a checkpoint, or a `.safetensors` file that `export` wrote.
+
+    Raises:
+        ValueError: there is nothing of the kind, or it is damaged.
+    """
+    if Path(place).suffix == ".safetensors":
+        return _imported(Path(place))
+    return read(place).flow()
+
+
+def export(place: str | Path, file: str | Path) -> None:
+    """Writes the weights of a run as `file` (.safetensors), and beside it, as .json, the model that they belong to.
+
+    Args:
+        place: a run directory or a checkpoint.
+        file: where to; never written over.
+
+    Raises:
+        ValueError: the run is none, the name does not end in .safetensors, or is taken.
+    """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} must end in .safetensors.")
+    about = file.with_suffix(".json")
+    for path in (file, about):
+        if path.exists():
+            raise ValueError(f"{path} is there already, and is not written over.")
+    trained = read(place)
+    settings: dict[str, Any] = {"format": EXPORT_FORMAT, "glow": dataclasses.asdict(trained.config.glow)}
+    settings |= {"image": trained.manifest.image, "levels": trained.pixels.levels, "bits": trained.pixels.bits}
+    save_file({name: tensor.contiguous() for name, tensor in trained.whole.global_state().items()}, file)
+    about.write_text(json.dumps(settings | {"step": trained.manifest.step}, indent=2) + "\n")
+
+
+def _imported(file: Path) -> Flow:
+    about = file.with_suffix(".json")
+    try:
+        settings, tensors = json.loads(about.read_text()), tensors_from(file.read_bytes())
+        if settings["format"] != EXPORT_FORMAT:
+            raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
+        channels, height, width = settings["image"]
+        image = (channels, height, width)
+        flow = Glow(GlowConfig(**settings["glow"]), image, settings["bits"], settings["levels"])
+    except Exception as error:  # the reader of safetensors has an exception class of its own
+        raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
+    truncated = Truncated(flow.parts()[0], flow.prior, "prior")
+    expected: dict[str, Tensor] = truncated.global_state()
+    check_tensors(expected, tensors, file)
+    truncated.load_global_state(tensors)
+    return flow.eval()
