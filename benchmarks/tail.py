@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--note", default="", help="what else a reader of the JSON should know")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="which arms to run")
-    parser.add_argument("--lr", type=float, help="take this learning rate, without clipping and without a sweep")
+    parser.add_argument("--lr", type=float, help="take this learning rate, without a sweep")
+    parser.add_argument("--clip", type=float, help="with --lr: clip the norm of the gradient (a part's, by parts)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the images: to see that it works")
     args = parser.parse_args()
@@ -99,7 +100,7 @@ def main() -> None:
     sweep_images, images = (DATA[args.data][key] // scale for key in ("sweep_images", "images"))
     sweeps, finals = [], []
     for arm in args.arms:
-        setting = {"lr": args.lr, "clip": None}
+        setting = {"lr": args.lr, "clip": args.clip}
         if args.lr is None:
             lrs = DATA[args.data]["lrs"]
             grid = [{"lr": lr, "clip": clip} for lr, clip in [*((lr, None) for lr in lrs), (lrs[1], 1.0)]]
@@ -117,6 +118,7 @@ def main() -> None:
         print(f"{row['arm']} is {abs(gap):.4f} bits/dim {'worse' if gap > 0 else 'better'} than {finals[0]['arm']}")
     if args.json:
         chosen = ["--seed", str(args.seed), "--arms", *args.arms, *(["--lr", str(args.lr)] if args.lr else [])]
+        chosen += ["--clip", str(args.clip)] if args.clip else []
         about = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": f"python benchmarks/tail.py {args.data} --root DIR {' '.join(chosen)}",
