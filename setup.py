@@ -16,6 +16,8 @@ setup(
         "jsonargparse[signatures]>=4.53",
         "safetensors",
         "scikit-learn",
+        "tensorboard",
+        "matplotlib",
     ],
     extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "types-PyYAML"]},
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from .board import Board
 from .chain import Ends, close
 from .data import Batches
 from .join import join, part_again
@@ -57,6 +58,7 @@ class Phase:
         self._stages = {0: self._whole_stage()} if self.joined else {p: self._stage(p) for p in state.world.mine}
         mine = ([0] if state.world.rank == 0 else []) if self.joined else list(state.world.mine)
         self._streams = {place: Stream(directory / "metrics" / f"{names[place]}.jsonl") for place in mine}
+        self._boards = {place: Board(directory, names[place], state.step) for place in mine}
         self._names = names
         self._progress = Progress(state.world, names, self.end - begin, batch)
         self._stop = Stop(state.world)
@@ -95,8 +97,9 @@ class Phase:
             if stopped:
                 raise StopRequested(state.step, self._stop.cause())
         self._progress.close()
-        for stream in self._streams.values():
+        for place, stream in self._streams.items():
             stream.close()
+            self._boards[place].close()
         evaluate()
 
     def elapsed(self) -> dict[str, float]:
@@ -124,8 +127,9 @@ class Phase:
             check()
             stopped = self._stop.after(state.step)
         close(ends, early=state.step < last)
-        for stream in self._streams.values():
+        for place, stream in self._streams.items():
             stream.flush()
+            self._boards[place].flush()
         # Parts behind the last learner had nothing to do; the count of batches is everyone's, and the head has it.
         state.step, stopped = json.loads(world.exchange(json.dumps([state.step, stopped]).encode())[0])
         world.pulse.step = state.step
@@ -172,6 +176,7 @@ class Phase:
             self._streams[place].write(
                 step=state.step, phase=self.number, turn=turn + 1, time=time.time(), learn=learn, **vars(report)
             )
+            self._boards[place].tick(state.step, report)
         if not learn:
             return
         if not report.bad:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import checkpoint
+from .board import Board
 from .ledger import Ledger
 from .metrics import Stream, rewind, say
 from .model import Flow
@@ -41,22 +42,27 @@ class Record:
     Args:
         state: the run, about to begin or to go on; the directory is made and the settings are written. What an
             interrupted run wrote behind the step it goes on from is taken back: it comes again.
+        last: the step at which the run ends.
 
     Raises:
         ValueError: the directory cannot be made.
     """
 
-    def __init__(self, state: State) -> None:
-        self.state, self.world = state, state.world
+    def __init__(self, state: State, last: int) -> None:
+        self.state, self.world, self.last = state, state.world, last
+        self._since = (time.perf_counter(), state.step)
         self.directory = Path(state.config.run)
         self.world.first(self._make)
         self._evaluations: Stream | None = None
+        self._board: Board | None = None
         if self.world.rank == 0:
+            self._board = Board(self.directory, "model", state.step)
             self._evaluations = Stream(self.directory / "metrics" / "evaluation.jsonl")
         say(self.world, _opening(state))
 
     def phase_begins(self, number: int, schedule: str, steps: int, done: int) -> None:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
+        self._since = (time.perf_counter(), self.state.step)
         already = f", {done} of them done" if done else ""
         say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps{already}")
         if schedule == "end_to_end" and self.world.size > 1:
@@ -71,7 +77,15 @@ class Record:
         """Writes and says an evaluation."""
         state = self.state
         epoch = state.step * state.config.data.batch / len(state.images.train)
-        say(self.world, f"step {state.step}, epoch {epoch:.1f}: {_headline(ledger)}")
+        say(self.world, f"step {state.step}, epoch {epoch:.1f}{self._left()}: {_headline(ledger)}")
+        if self._board:
+            figures = {
+                f"test/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
+            }
+            if ledger.bits_per_dim is not None:
+                figures["test/model"] = figures.pop(f"test/truncated behind part {len(ledger.parts)}")
+            self._board.figures(state.step, figures)
+            self._board.flush()
         if self._evaluations:
             self._evaluations.write(step=state.step, epoch=epoch, time=time.time(), **_as_json(ledger))
             self._evaluations.flush()
@@ -86,6 +100,8 @@ class Record:
             samples = Flow([whole.part], whole.prior, self.state.pixels).sample(64, 0.7)
             path = self.directory / "samples" / f"step-{self.state.step}.png"
             save_sheet(samples, self.state.pixels.levels, path)
+            assert self._board
+            self._board.sheet(self.state.step, samples, self.state.pixels.levels)
         self.world.exchange(b"")
 
     def ends(self, ledger: Ledger) -> dict[str, Any]:
@@ -104,12 +120,22 @@ class Record:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
-        if self._evaluations:
+        if self._evaluations and self._board:
             self._evaluations.close()
+            self._board.close()
             (self.directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         say(world, f"{self.directory}: {_headline(ledger)}; samples, checkpoints and result.json are there.")
         world.exchange(b"")
         return result
+
+    def _left(self) -> str:
+        """How long all that is left will take, if it goes on like this phase so far."""
+        began, first = self._since
+        if not first < self.state.step < self.last:
+            return ""
+        seconds = (time.perf_counter() - began) / (self.state.step - first) * (self.last - self.state.step)
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
 
     def _make(self) -> None:
         try:

@@ -50,10 +50,10 @@ def fit(config: Config, world: World | None = None, resume: Resume = None) -> di
     if (result := _finished(state)) is not None:
         say(world, f"{run} is complete, nothing is left to do: result.json is there.")
         return result
-    record = Record(state)
-    saver = Saver(world, run, config.checkpoint, state.step)
     images, batch = len(state.images.train), config.data.batch
     begins = list(accumulate((phase_steps(phase, images, batch) for phase in config.phases), initial=state.begun))
+    record = Record(state, begins[-1])
+    saver = Saver(world, run, config.checkpoint, state.step)
     scores: dict[int, Ledger] = {}
 
     def score() -> None:

@@ -50,7 +50,10 @@ def test_the_run_directory_holds_what_the_design_promises(run):
         assert len(result[name]) == 3 and min(result[name]) > 0, name
     for name in ("seconds", "images_per_s"):
         assert len(result[name]) == 2 and min(result[name]) > 0, name
-    found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    boards = directory / "tensorboard"
+    assert sorted(path.name for path in boards.iterdir()) == ["end_to_end", "model", "part-1", "part-2", "part-3"]
+    files = {path for path in directory.rglob("*") if path.is_file() and boards not in path.parents}
+    found = {path.relative_to(directory).as_posix() for path in files}
     parts = [f"part-{part}" for part in (1, 2, 3)]
     assert found == {
         "config.yaml",
