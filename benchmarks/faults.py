@@ -101,9 +101,7 @@ def main() -> None:
     for name, row in rows.items():
         if name != "none":
             row["lost_s"] = row["seconds"] - alone
-            print(
-                f"  {name:<16} {row['lost_s']:5.1f} s lost, going on from step {row['from_step']}: {row['said'][0][:80]}"
-            )
+            print(f"  {name:<16} {row['lost_s']:5.1f} s lost, from step {row['from_step']}: {row['said'][0][:80]}")
     if args.json:
         result = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
