@@ -54,6 +54,7 @@ class Config:
         phases: what is done, one after another.
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
+        ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
         eval_every: epochs between two evaluations on the test split; also at the end of every phase.
         max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
     """
@@ -69,6 +70,7 @@ class Config:
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ema: float | None = None
     eval_every: float = 5.0
     max_bad_steps: int = 10
 
@@ -78,6 +80,8 @@ class Config:
         for name in ("eval_every", "max_bad_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; a decay lies between 0 and 1, such as 0.999.")
         for number, phase in enumerate(self.phases, 1):
             if isinstance(phase.lr, list) and len(phase.lr) != self.cut.parts:
                 raise ValueError(

@@ -42,7 +42,7 @@ def join(state: State) -> None:
         truncated.to(state.world.device)
     state.chain.slices = slices
     state.whole = whole
-    state.moments = {name: tensor for name, tensor in gathered.items() if "/" in name}
+    state.take_slots(gathered)
     after = _whole_bits(state)
     if not math.isclose(before, after, rel_tol=0, abs_tol=_TOLERANCE) and math.isfinite(before):
         raise JoinError(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from .average import Average
 from .board import Board
 from .chain import Ends, close
 from .data import Batches
@@ -88,6 +89,7 @@ class Phase:
             self._train_s += time.perf_counter() - began
             for stage in self._stages.values():
                 state.moments |= named_moments(stage.optimizer, stage.named)
+                state.averages |= stage.average.values
             if state.step == self.end:
                 break
             if state.step in self.evaluations and not stopped:
@@ -165,7 +167,8 @@ class Phase:
         named = truncated.named_global_parameters()
         optimizer = make_optimizer(config.optimizer, named, lr, config.weight_decay)
         load_moments(optimizer, named, state.moments)
-        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims)
+        average = Average(named, state.config.ema, state.averages)
+        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average)
         stage.attempts = lessons(self.plan, place, state.step - self.begin)
         return stage
 

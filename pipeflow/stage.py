@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .average import Average
 from .link import Inbox, Outbox
 from .objective import Truncated, bits_per_dim
 from .optimizer import NamedParameters
@@ -47,6 +48,7 @@ class Stage:
         warmup_steps: updates over which the learning rate rises linearly.
         clip: largest norm of the part's gradient; None for no clipping.
         dims: dimensions of an image, for bits/dim.
+        average: of the part's weights; none by default.
         model: `truncated` as wrapped for several processes; itself by default.
     """
 
@@ -61,12 +63,14 @@ class Stage:
         warmup_steps: int,
         clip: float | None,
         dims: int,
+        average: Average | None = None,
         model: nn.Module | None = None,
     ) -> None:
         self.truncated, self.optimizer = truncated, optimizer
         self.lr, self.warmup_steps, self.clip, self.dims = lr, warmup_steps, clip, dims
         self.model = truncated if model is None else model
         self.named: NamedParameters = truncated.named_global_parameters()
+        self.average = average or Average(self.named, None, {})
         self.attempts = 0
 
     def connect(self, inbox: Inbox, outbox: Outbox) -> None:
@@ -114,4 +118,5 @@ class Stage:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, self.attempts / max(1, self.warmup_steps))
         self.optimizer.step()
+        self.average.update()
         return True

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .average import is_average
 from .chain import Chain
 from .checkpoint import Manifest
 from .config import Config
@@ -32,6 +33,7 @@ class State:
         parameters: how many numbers the whole model learns.
         whole: the joined model; None while parts learn apart.
         moments: the optimizers' state by global name, as of the last pause.
+        averages: of the weights, as "ema/<global name>", if the run keeps them.
         moments_of: the kind of optimizer that they belong to.
         learned: positions of the parts that have started to learn.
         step: batches drawn at the head so far.
@@ -48,6 +50,7 @@ class State:
     parameters: int
     whole: Truncated | None = None
     moments: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, Tensor] = field(default_factory=dict)
     moments_of: str | None = None
     learned: set[int] = field(default_factory=set)
     step: int = 0
@@ -56,11 +59,16 @@ class State:
     elapsed: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "train_seconds": 0.0})
 
     def part_state(self, part: int) -> dict[str, Tensor]:
-        """Weights, buffers, prior and moments of one of this process's parts, by global name."""
+        """Weights, buffers, prior, moments and averages of one of this process's parts, by global name."""
         truncated = self.chain.slices[part]
         own = {name for name, _ in truncated.named_global_parameters()}
-        moments = {key: value for key, value in self.moments.items() if key.split("/", 1)[1] in own}
-        return truncated.global_state() | moments
+        slots = {key: value for key, value in (self.moments | self.averages).items() if key.split("/", 1)[1] in own}
+        return truncated.global_state() | slots
+
+    def take_slots(self, tensors: dict[str, Tensor]) -> None:
+        """Takes the moments and averages out of tensors by global name, in place of those that it had."""
+        self.moments = {name: tensor for name, tensor in tensors.items() if "/" in name and not is_average(name)}
+        self.averages = {name: tensor for name, tensor in tensors.items() if is_average(name)}
 
     def manifest(self, elapsed: dict[str, float], test_bits_per_dim: float | None) -> Manifest:
         """What a checkpoint of now says of itself, but for its files."""

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import checkpoint
+from .average import averaged
 from .checkpoint import Manifest
 from .config import Config, from_dict
 from .glow import GlowConfig
@@ -55,7 +56,7 @@ class Trained:
 
 
 def read(place: str | Path) -> Trained:
-    """A run's newest whole checkpoint, or a checkpoint.
+    """A run's newest whole checkpoint, or a checkpoint; with averaged weights, where the run keeps them (`ema`).
 
     Args:
         place: a run directory, or `RUN/checkpoints/step-<n>`.
@@ -82,7 +83,7 @@ def read(place: str | Path) -> Trained:
     expected = {name: tensor for piece in slices.values() for name, tensor in piece.global_state().items()}
     check_tensors(expected, tensors, directory)
     for piece in slices.values():
-        piece.load_global_state(expected | tensors)
+        piece.load_global_state(expected | averaged(tensors))
     whole.eval()
     return Trained(directory, manifest, config, pixels, list(slices.values()), whole)
 

@@ -1,0 +1,52 @@
+"""An exponential moving average of the weights, by name, so that it is joined, cut and saved like them.
+
+`torch.optim.swa_utils.AveragedModel` copies a whole module and names its parameters after its own attributes; here a
+part's average has to find its way into any other cut.
+"""
+
+import torch
+from torch import Tensor
+
+from .optimizer import NamedParameters
+
+SLOT = "ema"
+
+
+class Average:
+    """avg ← decay · avg + (1 − decay) · weights, after every update; it begins as the weights are then.
+
+    Args:
+        named: (global name, parameter).
+        decay: between 0 and 1; None keeps no average.
+        known: averages to go on with, as "ema/<global name>" → tensor.
+    """
+
+    def __init__(self, named: NamedParameters, decay: float | None, known: dict[str, Tensor]) -> None:
+        self.named, self.decay = named, decay
+        self.values: dict[str, Tensor] = {}
+        if decay is not None:
+            for name, parameter in named:
+                if (key := f"{SLOT}/{name}") in known:
+                    self.values[key] = known[key].to(parameter.device, copy=True)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the weights in as they are now."""
+        if self.decay is None:
+            return
+        for name, parameter in self.named:
+            key = f"{SLOT}/{name}"
+            if key in self.values:
+                self.values[key].lerp_(parameter, 1.0 - self.decay)
+            else:
+                self.values[key] = parameter.clone()
+
+
+def is_average(name: str) -> bool:
+    """Whether a tensor of a checkpoint belongs to an average, not to an optimizer."""
+    return name.startswith(SLOT + "/")
+
+
+def averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint with averages in place of the weights that have one."""
+    return tensors | {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if is_average(name)}
