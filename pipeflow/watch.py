@@ -154,7 +154,8 @@ class Watch:
             sign = json.loads(text)
             if self._seen.get(rank, ("", now))[0] != text:
                 self._seen[rank] = (text, now)
-            waits = sign["waits_for"] is not None
+            # Before the first batch there may be a data set to be decoded, for as long as it takes.
+            waits = sign["waits_for"] is not None or not sign["step"]
             if waits or rank not in self._active or self._active[rank][0] != sign["beats"]:
                 self._active[rank] = (sign["beats"], now)
             where = f"{self.world.place(rank)}, last heard of at step {sign['step']}"

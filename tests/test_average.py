@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
 
 def test_by_the_formula_at_every_step_of_every_phase(run):
-    """Weights are known behind every step, so the average can be made again by hand; the optimizers change on the way."""
+    """The weights behind every step are known, so the average can be made again by hand, across optimizers."""
     steps = [checkpoint.load(run / "checkpoints" / f"step-{step}")[0] for step in range(1, 9)]
     for name in ("steps.1.coupling.network.0.weight", "steps.3.actnorm.bias", "prior.mean"):
         average = steps[0][name]
@@ -59,5 +59,5 @@ def test_it_goes_on_with_what_it_knows_of_its_own():
 
 @pytest.mark.parametrize("decay", ["0", "1", "-0.5", "2"])
 def test_a_decay_lies_between_0_and_1(decay):
-    with pytest.raises(ValueError, match="ema is .*; a decay lies between 0 and 1"):
+    with pytest.raises(ValueError, match=r"ema is .*; a decay lies between 0 and 1"):
         parse(["--ema", decay])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -234,6 +235,19 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
     assert resumed.codes == [0] * case.size, resumed.said
     if case.fault is not bad_losses:  # updates that were skipped are in the checkpoints
         assert_same_bits(undisturbed(case.size), directory)
+
+
+def loads_slowly(scene: Scene) -> None:
+    import pipeflow.trainer
+
+    in_a_call(scene, pipeflow.trainer, "load", lambda: time.sleep(TIMEOUT_S + 4 * HEARTBEAT_S), lambda *_: 0)
+
+
+def test_a_data_set_that_takes_long_to_load_is_waited_for(tmp_path):
+    phases = ["--phases", '[{"schedule": "simultaneous", "steps": 2}]']
+    words = ["--run", str(tmp_path / "run"), *WORDS, *phases]
+    ended = run(2, words, tmp_path / "meet", loads_slowly, rank=0, target=0, step=0)
+    assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0], ended.said
 
 
 def test_there_are_enough_cases():
