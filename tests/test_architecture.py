@@ -13,7 +13,7 @@ FLOORS = [  # within a floor, a module may import only those written before it
     "link stop watch stage balance board metrics model sheet",
     "chain ledger schedule sentence plain checkpoint saver config state resume join start",
     "phase record fault",
-    "trained trainer train evaluate sample plan report",
+    "trained score upstream pictures trainer train evaluate sample plan story figures page report",
 ]
 HEIGHT = {name: height for height, name in enumerate(" ".join(FLOORS).split())}
 TRANSPORT = {"world.py", "link.py"}
