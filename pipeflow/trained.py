@@ -29,6 +29,21 @@ EXPORT_FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Source:
+    """A checkpoint to look at: where it is, what it says of itself, and the run's settings."""
+
+    directory: Path
+    manifest: Manifest
+    config: Config
+
+    @property
+    def began(self) -> int:
+        """How many parts have begun to learn."""
+        ends = [*self.manifest.at, self.config.glow.levels * self.config.glow.steps]
+        return sum(end <= self.manifest.started for end in ends)
+
+
+@dataclass(frozen=True)
 class Trained:
     """What a checkpoint holds, put together.
 
@@ -55,8 +70,8 @@ class Trained:
         return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.pixels)
 
 
-def read(place: str | Path) -> Trained:
-    """A run's newest whole checkpoint, or a checkpoint; with averaged weights, where the run keeps them (`ema`).
+def locate(place: str | Path) -> Source:
+    """A run's newest whole checkpoint, or a checkpoint.
 
     Args:
         place: a run directory, or `RUN/checkpoints/step-<n>`.
@@ -64,28 +79,39 @@ def read(place: str | Path) -> Trained:
     Raises:
         ValueError: there is nothing of the kind, or it is damaged.
     """
-    place = Path(place)
-    if (place / "manifest.json").exists():
-        directory: Path | None = place
-    else:
-        directory, wrong = checkpoint.newest(place)
+    directory: Path | None = Path(place)
+    if not (Path(place) / "manifest.json").exists():
+        directory, wrong = checkpoint.newest(Path(place))
         if directory is None:
             raise ValueError(f"{place} holds no checkpoint. {' '.join(wrong)}".strip())
     assert directory
-    tensors, manifest = checkpoint.load(directory)
+    manifest = checkpoint.read_manifest(directory)
     try:
-        config = from_dict(manifest.config)
+        return Source(directory, manifest, from_dict(manifest.config))
     except ValueError as error:
         raise ValueError(f"The settings in {directory} are damaged: {error}") from error
+
+
+def read(place: str | Path | Source) -> Trained:
+    """A run's newest whole checkpoint, or a checkpoint; with averaged weights, where the run keeps them (`ema`).
+
+    Args:
+        place: a run directory, `RUN/checkpoints/step-<n>`, or what `locate` returned.
+
+    Raises:
+        ValueError: there is nothing of the kind, or it is damaged.
+    """
+    source = place if isinstance(place, Source) else locate(place)
+    tensors, manifest = checkpoint.load(source.directory)
     channels, height, width = manifest.image
-    pixels = Pixels((channels, height, width), manifest.levels, config.data.bits)
-    slices, whole = build(config, pixels)
+    pixels = Pixels((channels, height, width), manifest.levels, source.config.data.bits)
+    slices, whole = build(source.config, pixels)
     expected = {name: tensor for piece in slices.values() for name, tensor in piece.global_state().items()}
-    check_tensors(expected, tensors, directory)
+    check_tensors(expected, tensors, source.directory)
     for piece in slices.values():
         piece.load_global_state(expected | averaged(tensors))
     whole.eval()
-    return Trained(directory, manifest, config, pixels, list(slices.values()), whole)
+    return Trained(source.directory, manifest, source.config, pixels, list(slices.values()), whole)
 
 
 def load(place: str | Path) -> Flow:
