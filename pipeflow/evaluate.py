@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 
 from .decode import Images
 from .metrics import say
+from .options import Options
 from .pixels import Pixels
 from .published import PUBLISHED
 from .score import Scores, score, standard_error
@@ -28,16 +29,9 @@ from .trained import Trained, read
 from .world import LostError, ParallelConfig, World, leave_the_word_to_rank_0, open_world
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `python -m pipeflow.evaluate --help` lists the options.")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line → options; a ValueError that says what is wrong with it."""
-    parser = _Parser(
-        prog="pipeflow.evaluate", allow_abbrev=False, description="Test bits/dim of a run's model and truncations."
-    )
+    parser = Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
     parser.add_argument("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
     parser.add_argument("--samples", type=int, default=1, metavar="K", help="draws of noise an image (default: 1)")
@@ -50,7 +44,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--histogram", type=Path, metavar="FILE.png", help="bits/dim by image; with --data of both sets"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything that is printed, and more")
-    options = parser.parse_args([word for word in arguments if word != "--"])  # torchrun leaves words alone behind "--"
+    options = parser.parse(arguments)
     for name in ("samples", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")

@@ -1,21 +1,15 @@
 """python -m pipeflow.report: runs → one HTML file to look at, and its figures as PNG beside it."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from . import figures
 from .figures import MAKER, Drawing
+from .options import Options
 from .page import page
 from .story import Story, read
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. `python -m pipeflow.report --help` tells more.")
 
 
 def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -54,11 +48,11 @@ def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 where something is for the user to put right."""
-    parser = _Parser(prog="pipeflow.report", allow_abbrev=False, description="Curves and tables of runs to look at.")
+    parser = Options("pipeflow.report", "Curves and tables of runs to look at.")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, finished or not")
     parser.add_argument("--out", metavar="FILE.html", help="report.html in the first run by default")
     try:
-        given = parser.parse_args(arguments)
+        given = parser.parse(sys.argv[1:] if arguments is None else arguments)
         file = report(given.runs, given.out)
     except ValueError as error:
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .data import fetch
 from .metrics import say
+from .options import Options
 from .pictures import difference, each_part, interpolate, reconstruct
 from .sheet import save_sheet
 from .sources import load as load_images
@@ -39,15 +39,9 @@ class Picture:
     shows: str
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ").replace("unrecognized arguments:", "there is no option")
-        raise ValueError(f"{text}; `python -m pipeflow.sample --help` lists the options.")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Command line → options, with "kind" and, where they are to be drawn, `_DEFAULTS`; a ValueError if it is wrong."""
-    parser = _Parser(prog="pipeflow.sample", allow_abbrev=False, description="A picture of what a trained flow draws.")
+    parser = Options("pipeflow.sample", "A picture of what a trained flow draws.")
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, a checkpoint, or an exported flow")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: RUN/samples/<kind>.png")
     kinds = parser.add_mutually_exclusive_group()
@@ -59,7 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the draw (default: 0)")
     parser.add_argument("--root", metavar="DIR", help="where the files of the run's test images are")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    options = parser.parse_args([word for word in arguments if word != "--"])  # torchrun leaves words alone behind "--"
+    options = parser.parse(arguments)
     chosen = (options.each_part, options.interpolate is not None, options.reconstruct is not None)
     options.kind = dict(zip(chosen, ("each-part", "interpolate", "reconstruct"), strict=True)).get(True, "grid")
     _check(options)

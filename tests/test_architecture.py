@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeflow"
 FLOORS = [  # within a floor, a module may import only those written before it
-    "packet noise pixels traffic pulse meeting",
+    "packet noise pixels options traffic pulse meeting",
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
     "glow part objective world decode folder published sources data optimizer average",
     "link stop watch stage balance board metrics model sheet",

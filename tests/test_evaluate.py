@@ -245,11 +245,11 @@ def test_files_are_never_written_over(option, run, tmp_path, capsys):
 
 WRONG = {
     "no run": ([], "the following arguments are required: RUN"),
-    "an unknown option": (["{run}", "--sample", "3"], "unrecognized arguments: --sample 3"),
-    "no number": (["{run}", "--samples", "few"], "argument --samples: invalid int value: 'few'"),
+    "an unknown option": (["{run}", "--sample", "3"], "there is no option --sample 3"),
+    "no number": (["{run}", "--samples", "few"], "--samples: invalid int value: 'few'"),
     "no draw": (["{run}", "--samples", "0"], "--samples is 0; it must be at least 1"),
     "no batch": (["{run}", "--batch", "-1"], "--batch is -1; it must be at least 1"),
-    "an unknown data set": (["{run}", "--data", "letters"], "argument --data: invalid choice: 'letters'"),
+    "an unknown data set": (["{run}", "--data", "letters"], "--data: invalid choice: 'letters'"),
     "a missing directory": (["{empty}/nowhere"], "nowhere holds no checkpoint"),
     "an empty directory": (["{empty}"], "holds no checkpoint"),
     "a file": (["{run}/result.json"], "result.json holds no checkpoint"),

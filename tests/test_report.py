@@ -338,7 +338,7 @@ WRONG = {
     ),
     "a run twice": (nothing, ["run", "./run"], "run is given twice"),
     "no run": (nothing, [], "the following arguments are required: RUN"),
-    "an unknown option": (nothing, ["run", "--outt", "a.html"], "unrecognized arguments: --outt"),
+    "an unknown option": (nothing, ["run", "--outt", "a.html"], "there is no option --outt"),
 }
 
 
