@@ -92,10 +92,13 @@ class Phase:
                 state.averages |= stage.average.values
             if state.step == self.end:
                 break
-            if state.step in self.evaluations and not stopped:
+            due = state.step in self.evaluations
+            if due and not stopped:
                 evaluate()
             if state.step in self.saves or stopped:
                 save(self.elapsed())
+            if due and stopped:  # there may be little time left: what must not be lost comes first
+                evaluate()
             if stopped:
                 raise StopRequested(state.step, self._stop.cause())
         self._progress.close()

@@ -18,8 +18,10 @@ from pipeflow.checkpoint import CheckpointConfig
 from pipeflow.part import CutConfig
 from pipeflow.resume import restore, settle
 from pipeflow.schedule import PhaseConfig
+from pipeflow.stop import StopRequested, ask
 from pipeflow.train import main
 from pipeflow.trainer import fit
+from pipeflow.world import open_world
 
 PHASES = [
     PhaseConfig("simultaneous", steps=5, warmup_steps=4),
@@ -148,6 +150,17 @@ def test_end_to_end_from_a_run_by_parts(whole, tmp_path):
     fit(config, resume=saved(whole, 4))
     weight = "step/steps.1.coupling.network.0.weight"
     assert checkpoint.load(saved(config, 6))[0][weight] == 6
+
+
+def test_a_stop_leaves_out_no_evaluation(tmp_path):
+    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=4)], eval_every=1 / 125)
+    world = open_world(config.parallel, config.cut.parts, config.device)
+    ask(world, "a test")
+    with pytest.raises(StopRequested, match="stopped at step 1 by a test"):
+        fit(config, world)
+    fit(config, resume="auto")
+    lines = (tmp_path / "run" / "metrics" / "evaluation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
 # --- which checkpoint, which directory, which settings
