@@ -110,6 +110,11 @@ def steps_saved(run: Path) -> list[int]:
     return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name))
 
 
+def run_of(directory: Path) -> Path:
+    """The run directory that a checkpoint lies in, resolved."""
+    return directory.resolve().parent.parent
+
+
 def prune(run: Path, keep: int) -> None:
     """Removes all but the `keep` newest checkpoints and the best by test bits/dim."""
     steps = steps_saved(run)

@@ -157,8 +157,12 @@ def parse_resume(arguments: Sequence[str] | None = None) -> tuple[Config, str | 
     return Config(**vars(values)), resume
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def from_dict(values: dict[str, Any], words: Sequence[str] = ()) -> Config:
     """What `Config.as_dict` made, checked like a command line.
+
+    Args:
+        values: the settings.
+        words: of a command line, which overrides them.
 
     Raises:
         ValueError: a sentence about what is wrong.
@@ -166,7 +170,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
         yaml.safe_dump(values, stream)
         stream.flush()
-        return parse(["--config", stream.name])
+        return parse(["--config", stream.name, *words])
 
 
 def _names(settings: type = Config, before: str = "") -> list[str]:

@@ -7,8 +7,7 @@ spread may: parts are cut anew by global name, and what a new cut has no place f
 import dataclasses
 import os
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from . import checkpoint
 from .checkpoint import Manifest
-from .config import Config, parse, parse_resume
+from .config import Config, from_dict, parse_resume
+from .objective import Truncated
 from .state import State, build
 
 Resume = Path | Literal["auto"] | None
@@ -70,7 +70,7 @@ def find(config: Config, resume: Resume) -> tuple[Path | None, list[str]]:
     if resume is None:
         return None, []
     if resume != "auto":
-        if resume.resolve().parent.parent == run.resolve():
+        if checkpoint.run_of(resume) == run.resolve():
             behind = [step for step in checkpoint.steps_saved(run) if step > checkpoint.read_manifest(resume).step]
             if behind:
                 raise ValueError(
@@ -95,12 +95,7 @@ def restore(state: State, source: Path) -> list[str]:
     """
     tensors, manifest = checkpoint.load(source)
     same_phases = _check_past(state.config, manifest, source)
-    expected = {
-        name: tensor
-        for part in build(state.config, state.pixels)[0].values()
-        for name, tensor in part.global_state().items()
-    }
-    check_tensors(expected, tensors, source)
+    expected = check_tensors(build(state.config, state.pixels)[0].values(), tensors, source)
     said = [f"goes on from {source}"]
     if manifest.at != state.borders[:-1]:
         said.append(f"cut anew: borders at {state.borders[:-1]}, in the checkpoint at {manifest.at}")
@@ -123,8 +118,15 @@ def restore(state: State, source: Path) -> list[str]:
 
 
 def _readable(run: Path) -> tuple[Path | None, Path]:
-    steps = checkpoint.steps_saved(run)
-    return (run / "checkpoints" / f"step-{steps[-1]}" if steps else None), run
+    """The newest checkpoint whose settings can be read; whether it is whole, `find` will see."""
+    for step in reversed(checkpoint.steps_saved(run)):
+        directory = run / "checkpoints" / f"step-{step}"
+        try:
+            checkpoint.read_manifest(directory)
+        except ValueError:
+            continue
+        return directory, run
+    return None, run
 
 
 def _named(path: Path) -> tuple[Path, Path]:
@@ -136,7 +138,7 @@ def _named(path: Path) -> tuple[Path, Path]:
         return found, path
     checkpoint.read_manifest(path)
     if path.resolve().parent.name == "checkpoints":
-        return path, path.resolve().parent.parent
+        return path, checkpoint.run_of(path)
     return path, Path(Config().run)
 
 
@@ -153,10 +155,7 @@ def _filled(arguments: Sequence[str], base: dict[str, Any]) -> Config:
         words.append(word)
     if "cut" in given or any(re.match(r"--cut\.(scheme|parts|at)", word) for word in arguments):
         base = base | {"cut": {"provisional_prior": base["cut"]["provisional_prior"]}}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
-        yaml.safe_dump(base, stream)
-        stream.flush()
-        return parse(["--config", stream.name, *words])
+    return from_dict(base, words)
 
 
 def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
@@ -176,7 +175,7 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     past = len(manifest.phases) + 1
     if now["phases"][:past] == then.get("phases", [])[:past]:
         return True
-    if source.resolve().parent.parent == Path(config.run).resolve():
+    if checkpoint.run_of(source) == Path(config.run).resolve():
         raise ValueError(
             f"The phases differ from those that {config.run} has begun with. To begin other phases from its weights, "
             "give the new run a directory of its own with --run DIR."
@@ -184,8 +183,13 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     return False
 
 
-def check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path) -> None:
-    """A ValueError where the tensors are not the model's: names, shapes, kinds, finite values."""
+def check_tensors(pieces: Iterable[Truncated], tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """A ValueError where the tensors are not the model's: names, shapes, kinds, finite values.
+
+    Returns:
+        The pieces' own state by global name; what the tensors lack of it are provisional priors.
+    """
+    expected = {name: tensor for piece in pieces for name, tensor in piece.global_state().items()}
     if missing := [name for name in expected if name not in tensors and not _provisional(name)]:
         raise ValueError(
             f"{source} lacks {missing[0]}, which the model has: it belongs to another model, or is damaged."
@@ -203,6 +207,7 @@ def check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], sourc
             raise ValueError(f"{source} holds {name} as {tensor.dtype}; here it must be {model.dtype}.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{source} holds values of {name} that are not finite.")
+    return expected
 
 
 def _provisional(name: str) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 from safetensors.torch import load as tensors_from
 from safetensors.torch import save_file
-from torch import Tensor
 
 from . import checkpoint
 from .average import averaged
@@ -106,8 +105,7 @@ def read(place: str | Path | Source) -> Trained:
     channels, height, width = manifest.image
     pixels = Pixels((channels, height, width), manifest.levels, source.config.data.bits)
     slices, whole = build(source.config, pixels)
-    expected = {name: tensor for piece in slices.values() for name, tensor in piece.global_state().items()}
-    check_tensors(expected, tensors, source.directory)
+    expected = check_tensors(slices.values(), tensors, source.directory)
     for piece in slices.values():
         piece.load_global_state(expected | averaged(tensors))
     whole.eval()
@@ -164,7 +162,6 @@ def _imported(file: Path) -> Flow:
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
     truncated = Truncated(flow.parts()[0], flow.prior, "prior")
-    expected: dict[str, Tensor] = truncated.global_state()
-    check_tensors(expected, tensors, file)
+    check_tensors([truncated], tensors, file)
     truncated.load_global_state(tensors)
     return flow.eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .balance import balanced_cut, flow_step_costs, measure_steps
+from .checkpoint import run_of
 from .config import Config
 from .data import check_enough
 from .glow import glow_steps
@@ -95,7 +96,7 @@ def _prepare(world: World, config: Config, resume: Resume) -> State:
     config.check_world(world.size)
     world.agree("the settings", f"hash {config.digest()}")
     source, said = world.first(lambda: find(config, resume))
-    if resume is None or (source and source.resolve().parent.parent != Path(config.run).resolve()):
+    if resume is None or (source and run_of(source) != Path(config.run).resolve()):
         world.first(lambda: refuse_old_run(Path(config.run)))
     images = world.first(lambda: _load(config))
     pixels = _pixels(config, images)

@@ -224,6 +224,13 @@ def test_a_damaged_newest_one_is_passed_over_and_kept(copy, whole, capsys):
     assert len(list((Path(copy.run) / "checkpoints").glob("step-12.damaged-*"))) == 1
 
 
+def test_a_newest_one_whose_manifest_is_damaged_is_passed_over(copy, whole, capsys):
+    (saved(copy, 12) / "manifest.json").write_text("{")
+    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert "manifest.json is damaged" in capsys.readouterr().out
+    assert_equal_ends(whole, copy)
+
+
 def test_the_command_line_wins_over_the_checkpoints_settings(copy):
     config, resume = settle(
         ["--run", copy.run, "--resume", "auto", "--checkpoint.every", "7", "--cut.scheme", "balanced"]
