@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
+        "torch": version("torch"),
         "settings": {"steps": steps, "every": every, "hidden": hidden, "repeats": repeats, "processes": 3},
         "step_s": {kind: statistics.median(values) for kind, values in seconds.items()},
         "checkpoints": len(checkpoints),

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def main() -> None:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
+            "torch": version("torch"),
             "settings": {"steps": steps, "every": every, "hidden": hidden, "processes": 3},
             "runs": rows,
         }

@@ -76,11 +76,18 @@ def train(name: str, arm: str, setting: dict[str, Any], images: int, decay: floa
         "test_bits_per_dim": result["test_bits_per_dim"],
         "seconds": result["seconds"],
         "curve": [(point["step"] * BATCH, point["bits_per_dim"]) for point in curve],
+        "spikes": {stream.stem: spikes(stream) for stream in sorted((run / "metrics").glob("part-*.jsonl"))},
         "truncated": [part["bits_per_dim"] for part in result["ledger"]["parts"]],
         "peak_memory_bytes": result["peak_memory_bytes"],
         "torch": result["torch"],
         "config": (run / "config.yaml").read_text().replace(args.root, "DIR").replace(str(args.runs), "runs/tail"),
     }
+
+
+def spikes(stream: Path) -> dict[str, Any]:
+    """Behind a part's first 500 batches: its worst training loss, and how many were above 8 bits/dim, a uniform guess."""
+    bits = [json.loads(line)["bits_per_dim"] for line in stream.read_text().splitlines()][500:]
+    return {"worst": max(bits, default=None), "above_8": sum(value > 8 for value in bits)}
 
 
 def main() -> None:
@@ -113,6 +120,9 @@ def main() -> None:
     print(f"\n{args.data}: test bits/dim (lower is better)")
     for row in rows:
         print(f"  {row['arm']:<11} {row['images']:>7} images  {row['setting']!s:<58} {row['test_bits_per_dim']}")
+    for row in finals:
+        for stream, found in (row.get("spikes") or {}).items():
+            print(f"  {row['arm']}, {stream}: {found['above_8']} batches above 8 bits/dim, worst {found['worst']}")
     for row in finals[1:]:
         gap = row["test_bits_per_dim"] - finals[0]["test_bits_per_dim"]
         print(f"{row['arm']} is {abs(gap):.4f} bits/dim {'worse' if gap > 0 else 'better'} than {finals[0]['arm']}")
