@@ -85,7 +85,7 @@ def train(name: str, arm: str, setting: dict[str, Any], images: int, decay: floa
 
 
 def spikes(stream: Path) -> dict[str, Any]:
-    """Behind a part's first 500 batches: its worst training loss, and how many were above 8 bits/dim, a uniform guess."""
+    """Behind a part's first 500 batches: its worst training loss, and how many exceeded 8 bits/dim, a uniform guess."""
     bits = [json.loads(line)["bits_per_dim"] for line in stream.read_text().splitlines()][500:]
     return {"worst": max(bits, default=None), "above_8": sum(value > 8 for value in bits)}
 
