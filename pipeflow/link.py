@@ -5,6 +5,9 @@ and communicates in turns. A `ProcessOutbox` keeps up to `depth` sends in flight
 ahead; memory stays bounded, since buffers are made once and the sender waits for its oldest. A link is opened for a
 number of packets of one known shape, so it needs no headers, and only the transport's acknowledgements return. Where a
 run is asked to stop fewer cross: then a last message, which nobody looks at, answers the receive posted ahead.
+
+A link may carry latents in fewer bits than they are computed in. A `LocalLink` rounds them just as well, so that what
+is learned does not depend on which borders lie between processes; the log-likelihood is never rounded.
 """
 
 from collections import deque
@@ -21,6 +24,8 @@ from .flow import Event
 from .packet import Packet
 from .pulse import Pulse
 from .world import LostError
+
+WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Inbox(Protocol):
@@ -61,16 +66,22 @@ class Discard:
 
 
 class LocalLink:
-    """A border within a process: both its inbox and its outbox. Its two stages take turns, so it holds one packet."""
+    """A border within a process: both its inbox and its outbox. Its two stages take turns, so it holds one packet.
 
-    def __init__(self) -> None:
+    Args:
+        wire: dtype to which latents are rounded, as a border between processes would.
+    """
+
+    def __init__(self, wire: torch.dtype = torch.float32) -> None:
         self._queue: deque[Packet] = deque()
+        self._wire = wire
 
     def send(self, packet: Packet) -> None:
         """Keeps the packet for `recv`."""
         assert not packet.z.requires_grad, "only sealed packets cross a border"
         assert not self._queue, "the stage behind the border has not taken the packet before this one"
-        self._queue.append(packet)
+        z = packet.z if self._wire is torch.float32 else packet.z.to(self._wire).to(packet.z.dtype)
+        self._queue.append(Packet(z, packet.logp))
 
     def recv(self) -> Packet:
         """The packet that was sent."""
@@ -100,6 +111,7 @@ class Border(NamedTuple):
         device: where packets are made and used.
         staged: packets travel through pinned host memory.
         pulse: of this process, which says for whom it waits.
+        wire: dtype of latents on their way.
     """
 
     name: str
@@ -113,18 +125,19 @@ class Border(NamedTuple):
     device: torch.device
     staged: bool
     pulse: Pulse
+    wire: torch.dtype = torch.float32
 
     def buffer(self) -> Tensor:
-        """One contiguous buffer for z and logp."""
-        size = self.batch * (prod(self.event) + 1)
+        """One contiguous buffer of bytes for logp and z."""
+        size = self.batch * (4 + prod(self.event) * self.wire.itemsize)
         if self.staged:
-            return torch.empty(size, pin_memory=True)
-        return torch.empty(size, device=self.device)
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def packet(self, buffer: Tensor) -> Packet:
-        """The buffer seen as a packet."""
-        size = self.batch * prod(self.event)
-        return Packet(buffer[:size].view(self.batch, *self.event), buffer[size:])
+        """The buffer seen as a packet, z (B, *event) in the dtype of the wire, logp (B,) float32."""
+        logp, z = buffer[: 4 * self.batch], buffer[4 * self.batch :]
+        return Packet(z.view(self.wire).view(self.batch, *self.event), logp.view(torch.float32))
 
     def wait(self, work: Any, number: int) -> None:
         """Waits for a transfer, or raises LostError with the border's name and the packet's number."""
@@ -159,7 +172,7 @@ class ProcessOutbox:
             self._border.wait(self._works.popleft(), self._sent - len(self._buffers) + 1)
         buffer = self._buffers[self._sent % len(self._buffers)]
         slot = self._border.packet(buffer)
-        assert packet.z.shape == slot.z.shape and packet.z.dtype == slot.z.dtype, (packet.z.shape, slot.z.shape)
+        assert packet.z.shape == slot.z.shape and packet.z.dtype == torch.float32, (packet.z.shape, slot.z.shape)
         slot.z.copy_(packet.z, non_blocking=self._border.staged)
         slot.logp.copy_(packet.logp, non_blocking=self._border.staged)
         if self._border.staged:
@@ -187,7 +200,7 @@ class ProcessInbox:
         self._border = border
         self._buffers = [border.buffer() for _ in range(min(2, border.packets))]
         self._received = 0
-        self._posted = self._post()
+        self._posted = self._post() if border.packets else None
 
     def close(self, early: bool = False) -> None:
         """Waits for the receive that was posted ahead, if there is one."""
@@ -207,8 +220,8 @@ class ProcessInbox:
             self._posted = self._post()
         packet = border.packet(self._buffers[number % 2])
         if border.staged:
-            return Packet(packet.z.to(border.device), packet.logp.to(border.device))
-        return packet
+            packet = Packet(packet.z.to(border.device), packet.logp.to(border.device))
+        return Packet(packet.z.float(), packet.logp)
 
     def _post(self) -> Any:
         return self._border.start(dist.irecv, self._buffers[self._received % 2], self._received + 1)

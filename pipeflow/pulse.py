@@ -17,12 +17,14 @@ class Pulse:
         step: batches drawn at the head so far.
         beats: grows whenever something was done.
         waits_for: the rank that this process waits for, `EVERYONE`, or None while it computes.
+        patient: whether a process that is lost now may come back.
     """
 
     def __init__(self) -> None:
         self.step = 0
         self.beats = 0
         self.waits_for: int | None = None
+        self.patient = False
 
     def beat(self) -> None:
         """Something was done."""
@@ -31,7 +33,7 @@ class Pulse:
     @contextmanager
     def waiting(self, rank: int) -> Iterator[None]:
         """While the block runs, this process waits for another; after an error it goes on doing so."""
-        self.waits_for = rank
+        before, self.waits_for = self.waits_for, rank
         yield
-        self.waits_for = None
+        self.waits_for = before
         self.beats += 1

@@ -14,11 +14,13 @@ _BYTES_ACKED, _BYTES_RECEIVED, _SIZE = 120, 128, 192
 
 
 class SocketTraffic(NamedTuple):
-    """One connected TCP socket: payload bytes since it opened, and who is at its ends."""
+    """One connected TCP socket: payload bytes since it opened, and the (address, port) of its two ends."""
 
     fd: int
     sent: int
     received: int
+    own: tuple[str, int]
+    peer: tuple[str, int]
 
 
 def sockets() -> list[SocketTraffic]:
@@ -33,13 +35,13 @@ def sockets() -> list[SocketTraffic]:
             with socket.socket(fileno=os.dup(int(name))) as sock:
                 if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
                     continue
-                sock.getpeername()
+                own, peer = sock.getsockname()[:2], sock.getpeername()[:2]
                 info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
         except OSError:  # closed meanwhile, or listening
             continue
         (sent,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
         (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
-        found.append(SocketTraffic(int(name), sent, received))
+        found.append(SocketTraffic(int(name), sent, received, own, peer))
     return found
 
 
