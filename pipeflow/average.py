@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .optimizer import NamedParameters
+from .world import local, placed
 
 SLOT = "ema"
 
@@ -27,17 +28,18 @@ class Average:
         if decay is not None:
             for name, parameter in named:
                 if (key := f"{SLOT}/{name}") in known:
-                    self.values[key] = known[key].to(parameter.device, copy=True)
+                    self.values[key] = placed(known[key], parameter)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes the weights in as they are now."""
+    def update(self, changed: Tensor | None = None) -> None:
+        """Takes the weights in as they are now; `changed`, a scalar on their device, says whether they did change."""
         if self.decay is None:
             return
+        weight = 1.0 - self.decay if changed is None else changed * (1.0 - self.decay)
         for name, parameter in self.named:
             key = f"{SLOT}/{name}"
             if key in self.values:
-                self.values[key].lerp_(parameter, 1.0 - self.decay)
+                local(self.values[key]).lerp_(local(parameter), weight)
             else:
                 self.values[key] = parameter.clone()
 

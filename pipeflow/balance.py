@@ -4,19 +4,20 @@ Multiply-adds predict a GPU's time badly at the small latents of the deep levels
 and one shape take equally long, so each is measured once.
 """
 
-import copy
-import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
+from .cost import Cost
 from .flow import Event, Step
+from .measure import measure
+
+Additive = TypeVar("Additive", float, Cost)
 
 
-def measure_steps(
-    steps: Sequence[Step], event: Event, batch: int, device: torch.device, repeats: int = 5
-) -> list[float]:
-    """Seconds of forward + backward of every step, the median of `repeats`, after one run to warm up.
+def measure_steps(steps: Sequence[Step], event: Event, batch: int, device: torch.device) -> list[float]:
+    """Seconds of forward + backward of every step.
 
     Args:
         steps: the whole flow; neither changed nor moved.
@@ -24,62 +25,41 @@ def measure_steps(
         batch: images, as in the run.
         device: where the run takes place.
     """
-    known: dict[tuple[type, Event], float] = {}
-    seconds = []
-    for step in steps:
-        key = (type(step), tuple(event))
-        if key not in known:
-            known[key] = _seconds(copy.deepcopy(step).to(device), torch.randn(batch, *event, device=device), repeats)
-        seconds.append(known[key])
-        event = step.out_shape(event)
-    return seconds
+    return [cost.forward(batch) + cost.backward(batch) for cost in measure(steps, event, (batch,), device)]
 
 
-def _seconds(step: Step, z: torch.Tensor, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        given = z.clone().requires_grad_()
-        _synchronise(z.device)
-        start = time.perf_counter()
-        out, dlogp = step(given)
-        (out.sum() + dlogp.sum()).backward()
-        _synchronise(z.device)
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[repeats // 2]
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def flow_step_costs(steps: Sequence[Step], seconds: Sequence[float]) -> list[float]:
-    """Seconds of each flow step, with those of the squeeze that opens it and the split that closes it."""
-    costs: list[float] = []
-    opening = 0.0
-    for step, cost in zip(steps, seconds, strict=True):
+def flow_step_costs(steps: Sequence[Step], costs: Sequence[Additive]) -> list[Additive]:
+    """Costs of each flow step, with those of the squeeze that opens it and the split that closes it."""
+    found: list[Additive] = []
+    opening: list[Additive] = []
+    for step, cost in zip(steps, costs, strict=True):
         if step.place == "opens":
-            opening += cost
+            opening.append(cost)
         elif step.place == "closes":
-            costs[-1] += cost
+            found[-1] = found[-1] + cost
         else:
-            costs.append(opening + cost)
-            opening = 0.0
-    return costs
+            for before in opening:
+                cost = before + cost
+            found.append(cost)
+            opening = []
+    return found
 
 
-def balanced_cut(costs: Sequence[float], parts: int) -> tuple[int, ...]:
+def balanced_cut(costs: Sequence[float], parts: int, carry: Sequence[float] | None = None) -> tuple[int, ...]:
     """The borders with the smallest possible largest part; among equals, the parts before the largest are balanced too.
 
     Args:
         costs: seconds of each flow step.
         parts: number of parts.
+        carry: seconds that a packet takes over a border behind each flow step; the largest of them counts like a part.
+            Links take no time by default.
 
     Raises:
         ValueError: more parts than flow steps.
     """
     if parts > len(costs):
         raise ValueError(f"cut.parts is {parts}, but the flow has only {len(costs)} flow steps.")
+    carry = carry or [0.0] * len(costs)
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
@@ -87,7 +67,7 @@ def balanced_cut(costs: Sequence[float], parts: int) -> tuple[int, ...]:
     best: dict[int, tuple[float, tuple[int, ...]]] = {end: (before[end], ()) for end in range(1, len(costs) + 1)}
     for _ in range(parts - 1):
         best = {
-            end: min((max(best[border][0], before[end] - before[border]), (*best[border][1], border))
+            end: min((max(best[border][0], carry[border - 1], before[end] - before[border]), (*best[border][1], border))
                      for border in best if border < end)
             for end in range(min(best) + 1, len(costs) + 1)
         }  # fmt: skip

@@ -81,8 +81,12 @@ def glow_steps(config: GlowConfig, image: Event, seed: int = 0) -> list[Step]:
         seed: of the initial weights; the global generator is left as it was.
 
     Raises:
-        ValueError: the image cannot be squeezed `levels` times.
+        ValueError: the image cannot be squeezed `levels` times, or is none.
     """
+    if len(image) != 3:
+        raise ValueError(
+            f"A Glow is a flow on images (C, H, W), and this data has the shape {image}; hand over a flow of your own."
+        )
     channels, height, width = image
     unit = 2**config.levels
     if height % unit or width % unit:

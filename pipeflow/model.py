@@ -15,6 +15,7 @@ from .noise import Purpose, normal
 from .objective import truncate
 from .part import Part
 from .pixels import Pixels
+from .points import Space
 
 
 class Flow(nn.Module):
@@ -26,7 +27,7 @@ class Flow(nn.Module):
         pixels: what the images look like.
     """
 
-    def __init__(self, parts: Sequence[Part], prior: StandardNormal, pixels: Pixels) -> None:
+    def __init__(self, parts: Sequence[Part], prior: StandardNormal, pixels: Space) -> None:
         super().__init__()
         self._parts = nn.ModuleList(parts)
         self.prior = prior

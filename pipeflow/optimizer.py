@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .world import placed
+
 OptimizerName = Literal["adam", "adamax", "adamw"]
 
 _KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -21,7 +23,7 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 
 
 def make_optimizer(
-    name: OptimizerName, named: NamedParameters, lr: float, weight_decay: float = 0.0
+    name: OptimizerName, named: NamedParameters, lr: float, weight_decay: float = 0.0, fused: bool | None = None
 ) -> torch.optim.Optimizer:
     """An optimizer with PyTorch's defaults.
 
@@ -30,11 +32,29 @@ def make_optimizer(
         named: (global name, parameter).
         lr: learning rate.
         weight_decay: of the weights of networks only; decaying a bias, a scale or a rotation bends the flow itself.
+        fused: one kernel for many parameters, which can also skip an update without the host; of "adam" and "adamw",
+            and by default for parameters on a GPU.
     """
     decayed = [parameter for key, parameter in named if key.endswith(".weight")]
     others = [parameter for key, parameter in named if not key.endswith(".weight")]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return _KINDS[name]([group for group in groups if group["params"]], lr=lr)
+    if fused is None:
+        fused = all(parameter.is_cuda for _, parameter in named)
+    options = {"fused": True} if fused and name in ("adam", "adamw") else {}
+    return _KINDS[name]([group for group in groups if group["params"]], lr=lr, **options)
+
+
+def can_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `skip_if` works for it: whether it is one of PyTorch's fused ones."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Lets a fused optimizer's next step change nothing, its count of steps neither, if `bad` (a scalar) is true.
+
+    This is the door that `torch.amp.GradScaler` uses.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
 
 
 def named_moments(optimizer: torch.optim.Optimizer, named: NamedParameters) -> dict[str, Tensor]:
@@ -52,10 +72,13 @@ def load_moments(optimizer: torch.optim.Optimizer, named: NamedParameters, momen
     for key, value in moments.items():
         slot, name = key.split("/", 1)
         by_name.setdefault(name, {})[slot] = value
+    fused = can_skip(optimizer)
     for name, parameter in named:
         if name in by_name:
-            # `step` stays on the CPU, where PyTorch keeps it.
+            # PyTorch keeps `step` on the CPU, but for fused optimizers.
             optimizer.state[parameter] = {
-                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
+                slot: value.to(parameter.device if fused else "cpu", copy=True)
+                if slot == "step"
+                else placed(value, parameter)
                 for slot, value in by_name[name].items()
             }

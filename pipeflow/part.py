@@ -6,6 +6,7 @@ its parameters (`steps.17.coupling.…`), so that joining is a union of dicts an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .flow import Event, Step
 from .packet import Packet
+from .passage import Passage, keep
 
 
 class Part(nn.Module):
@@ -21,12 +23,16 @@ class Part(nn.Module):
     Args:
         steps: global index → step, in order.
         event: shape of a latent that enters.
+
+    Attributes:
+        passage: how `forward` goes through the steps; evaluation and sampling do so one by one, whatever it is.
     """
 
     def __init__(self, steps: dict[int, Step], event: Event) -> None:
         super().__init__()
         self.steps = nn.ModuleDict({str(index): step for index, step in steps.items()})
         self.event_in = event
+        self.passage: Passage = keep
         for step in steps.values():
             event = step.out_shape(event)
         self.event_out = event
@@ -37,11 +43,7 @@ class Part(nn.Module):
 
     def forward(self, given: Packet) -> Packet:
         """z (B, *event_in) and the log-likelihood so far → z (B, *event_out) and the log-likelihood after the part."""
-        z, logp = given
-        for _, step in self.chain():
-            z, dlogp = step(z)
-            logp = logp + dlogp
-        return Packet(z, logp)
+        return self.passage([step for _, step in self.chain()], given)
 
     def ledger(self, given: Packet) -> tuple[Packet, dict[str, Tensor]]:
         """Like forward, and what each kind of step added: entry → (B,) nats, float64."""
@@ -69,6 +71,12 @@ class Part(nn.Module):
         for index, step in reversed(self.chain()):
             z = step.inverse(z, eps.get(index))
         return z
+
+    @torch.no_grad()
+    def drift(self, given: Packet) -> float:
+        """How far an inverted input lies from what entered, at most: what `activations: invert` rests on."""
+        packet, eps = self.encode(given)
+        return (self.inverse(packet.z, eps) - given.z).abs().max().item()
 
     def eps_shapes(self) -> dict[int, Event]:
         """Shapes, without the batch, of the variables that leave inside this part, by global index."""
@@ -154,6 +162,11 @@ def scheme_cut(config: CutConfig, levels: int, steps: int) -> tuple[int, ...]:
             f"{config.parts}; use fewer parts, or the scheme balanced or explicit."
         )
     return check_cut(at, levels * steps)
+
+
+def flow_steps_behind(parts: Sequence[Part]) -> list[int]:
+    """How many flow steps lie before the end of each part, counted from the first of them."""
+    return list(accumulate(len(flow_step_positions([step for _, step in part.chain()])) for part in parts))
 
 
 def flow_step_positions(steps: Sequence[Step]) -> list[int]:

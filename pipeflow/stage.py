@@ -4,42 +4,67 @@
 nothing comes back, so a stage has one action, and the packet leaves before the loss is even computed.
 """
 
-import math
 import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .average import Average
+from .late import Late
 from .link import Inbox, Outbox
 from .objective import Truncated, bits_per_dim
-from .optimizer import NamedParameters
+from .optimizer import NamedParameters, can_skip, skip_if
+from .world import whole
 
 
 @dataclass(frozen=True)
 class Report:
     """What one tick did.
 
+    On a GPU the first three are read late: to ask for them is to wait until the batch is done.
+
     Attributes:
         bits_per_dim: mean over the batch of the flow truncated behind this part.
         updated: whether the weights changed; False where the part only ran forward or the update was skipped.
         bad: whether the loss or the gradient was not finite.
-        wait_s, send_s, compute_s: seconds waiting for the packet, handing it on (back-pressure), and the rest.
+        learn: whether the part was to learn.
+        wait_s, send_s, compute_s: seconds waiting for the packet, handing it on (back-pressure), and the rest; on a GPU
+            the last is the time to hand the work to it.
         in_flight: packets sent and not yet taken.
+        figures: the loss, and whether everything was finite.
     """
 
-    bits_per_dim: float
-    updated: bool
-    bad: bool
+    learn: bool
     wait_s: float
     send_s: float
     compute_s: float
     in_flight: int
+    figures: Late
+
+    @property
+    def bits_per_dim(self) -> float:
+        return self.figures.read()[0]
+
+    @property
+    def bad(self) -> bool:
+        return not self.figures.read()[1]
+
+    @property
+    def updated(self) -> bool:
+        return self.learn and not self.bad
+
+    def as_dict(self) -> dict[str, object]:
+        """As a line of the part's metrics."""
+        names = ("bits_per_dim", "learn", "updated", "bad", "wait_s", "send_s", "compute_s", "in_flight")
+        return {name: getattr(self, name) for name in names}
 
 
 class Stage:
     """A part, its optimizer, and where its packets come from and go to.
+
+    Whether an update is skipped is decided by the host, which then waits for the gradient, or where the optimizer can
+    skip (`can_skip`) by the device, and the host goes on.
 
     Args:
         truncated: the part with its prior.
@@ -72,10 +97,16 @@ class Stage:
         self.named: NamedParameters = truncated.named_global_parameters()
         self.average = average or Average(self.named, None, {})
         self.attempts = 0
+        self.late = can_skip(optimizer)
 
     def connect(self, inbox: Inbox, outbox: Outbox) -> None:
         """Sets where the next packets come from and go to."""
         self.inbox, self.outbox = inbox, outbox
+
+    def disconnect(self) -> None:
+        """Lets go of both, if they were set."""
+        for link in ("inbox", "outbox"):
+            self.__dict__.pop(link, None)
 
     def tick(self, learn: bool = True) -> Report:
         """One batch: receive, forward, send at once, and where the part learns: loss, backward, update.
@@ -92,31 +123,34 @@ class Stage:
             self.outbox.send(packet.sealed())
             sent = time.perf_counter()
             loss = bits_per_dim(nll, self.dims).mean()
-        bad = not self._update(loss) if learn else not math.isfinite(loss.item())
+        finite = self._update(loss) if learn else loss.isfinite()
+        figures = Late(loss, finite)
         waited, sending = received - start, sent - forwarded
         return Report(
-            bits_per_dim=loss.item(),
-            updated=learn and not bad,
-            bad=bad,
+            learn=learn,
             wait_s=waited,
             send_s=sending,
             compute_s=time.perf_counter() - start - waited - sending,
             in_flight=self.outbox.in_flight(),
+            figures=figures,
         )
 
-    def _update(self, loss: torch.Tensor) -> bool:
-        """Backward and one optimizer step; False if it was skipped."""
+    def _update(self, loss: Tensor) -> Tensor:
+        """Backward and one optimizer step; a scalar that is False if it was skipped."""
         self.optimizer.zero_grad()
         torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
         gradients = [parameter.grad for _, parameter in self.named if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
+        finite = whole(norm).isfinite()
         self.attempts += 1
-        if not norm.isfinite():
-            return False
+        if not self.late and not finite:
+            return finite
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_([parameter for _, parameter in self.named], self.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, self.attempts / max(1, self.warmup_steps))
+        if self.late:
+            skip_if(self.optimizer, ~finite)
         self.optimizer.step()
-        self.average.update()
-        return True
+        self.average.update(finite if self.late else None)
+        return finite

@@ -18,6 +18,16 @@ def _random_rotation(channels: int) -> Tensor:
     return q * r.diagonal().sign()
 
 
+def by_matmul(weight: Tensor, z: Tensor) -> Tensor:
+    """weight (O, C) at every pixel of z (B, C, H, W), by a matrix product, which a GPU never rounds to TF32 here."""
+    return torch.matmul(weight, z.flatten(2)).view(len(z), len(weight), *z.shape[2:])
+
+
+def _at_every_pixel(weight: Tensor, z: Tensor) -> Tensor:
+    # cuDNN's convolutions may use TF32 (precision.py), and what goes through them comes back inexactly.
+    return by_matmul(weight, z) if z.is_cuda else F.conv2d(z, weight[:, :, None, None])
+
+
 class _Conv1x1(Step):
     """z'[:, :, i, j] = W z[:, :, i, j]; log|det| = H·W·log|det W|."""
 
@@ -26,14 +36,14 @@ class _Conv1x1(Step):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         weight, log_det = self.weight_and_log_det()
-        out = F.conv2d(z, weight[:, :, None, None])
+        out = _at_every_pixel(weight, z)
         return out, z.new_zeros(len(z)) + log_det * (z.shape[2] * z.shape[3])
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
         weight, _ = self.weight_and_log_det()
         # Inverted in float64: a rounding error here is repeated at every pixel of every later step.
         inverse = torch.linalg.inv(weight.double()).to(z.dtype)
-        return F.conv2d(z, inverse[:, :, None, None])
+        return _at_every_pixel(inverse, z)
 
 
 class PlainConv1x1(_Conv1x1):

@@ -46,9 +46,15 @@ class _Coupling(Step):
     Args:
         channels: C of the latents (B, C, H, W), at least 2.
         hidden: width of the network.
+
+    Attributes:
+        autocast: what the network computes in, where it is not float32; the latents stay what they are.
+        channels_last: whether the network's activations lie in memory as (B, H, W, C).
     """
 
     numbers_a_channel: int
+    autocast: torch.dtype | None = None
+    channels_last: bool = False
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -57,12 +63,24 @@ class _Coupling(Step):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        z_b, dlogp = self._move(z_b, self.network(z_a))
+        z_b, dlogp = self._move(z_b, self._given(z_a))
         return torch.cat([z_a, z_b], 1), dlogp
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
         z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        return torch.cat([z_a, self._move_back(z_b, self.network(z_a))], 1)
+        return torch.cat([z_a, self._move_back(z_b, self._given(z_a))], 1)
+
+    def _given(self, z_a: Tensor) -> Tensor:
+        if self.channels_last:
+            z_a = z_a.contiguous(memory_format=torch.channels_last)
+        if self.autocast is None:
+            given: Tensor = self.network(z_a)
+        else:
+            # No cache: each weight is used once, and a CUDA graph must not keep a cast that was made outside it.
+            with torch.autocast(z_a.device.type, self.autocast, cache_enabled=False):
+                given = self.network(z_a)
+            given = given.to(z_a.dtype)
+        return given.contiguous() if self.channels_last else given
 
     def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
