@@ -5,6 +5,7 @@ memory map) need none of that. Batch t holds positions tB … (t+1)B − 1 of th
 shapes are static, the place in the data is one integer, and a process that shares a batch takes a slice of it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from .noise import Purpose, permutation, uniform, words
 from .packet import Packet
-from .pixels import Pixels
-from .sources import SourceName
+from .points import Space
+from .sources import DataName
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class DataConfig:
     """Which images, and how they enter.
 
     Attributes:
-        name: digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder (of images) or npy (uint8, N×H×W×C).
+        name: digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder (of images), npy (uint8, N×H×W×C), or own:
+            what a script hands over.
         root: where they are, or are downloaded to; for npy a file or a directory with train.npy and test.npy.
         image_size: side in pixels; None leaves the images as they are.
         bits: bits of a pixel that are kept, 1–8.
@@ -33,7 +35,7 @@ class DataConfig:
         on_corrupt: what an unreadable image in a folder does: "stop" the run, or "skip" the image.
     """
 
-    name: SourceName = "digits"
+    name: DataName = "digits"
     root: str | None = None
     image_size: int | None = None
     bits: int = 8
@@ -60,16 +62,46 @@ def check_enough(config: DataConfig, images: int) -> None:
             )
 
 
-def fetch(images: np.ndarray, index: np.ndarray, device: torch.device) -> Tensor:
-    """images (N, H, W, C) uint8, index (B,) → (B, C, H, W) uint8 on the device."""
-    return torch.from_numpy(np.ascontiguousarray(images[index].transpose(0, 3, 1, 2))).to(device)
+def share(images: int, batch: int, place: int, size: int) -> range:
+    """Numbers of the images that the `place`-th of `size` scores: consecutive batches, as even as can be, maybe none.
+
+    The batches are those of one process, since float32 sums may differ with the number of images beside one another.
+    """
+    batches = math.ceil(images / batch)
+    first, end = (min(images, batches * at // size * batch) for at in (place, place + 1))
+    return range(first, end)
+
+
+Images = np.ndarray | Tensor
+
+
+def resident(images: np.ndarray, device: torch.device, share: float = 0.25) -> Images:
+    """The images on a GPU, once and for all, if they fit into a share of the memory that is free there; else as given.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        device: where packets are made.
+        share: of the free memory.
+    """
+    if device.type != "cuda" or images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+
+
+def fetch(images: Images, index: np.ndarray, device: torch.device) -> Tensor:
+    """images (N, H, W, C) uint8, index (B,) → (B, C, H, W) uint8 on the device; points (N, *event) stay as they are."""
+    if isinstance(images, Tensor):
+        chosen = images[torch.from_numpy(index).to(images.device)]
+    else:
+        chosen = torch.from_numpy(np.ascontiguousarray(images[index])).to(device)
+    return chosen.permute(0, 3, 1, 2).contiguous() if chosen.dtype == torch.uint8 else chosen
 
 
 class Batches:
     """The training images as an endless inbox.
 
     Args:
-        images: (N, H, W, C) uint8.
+        images: (N, H, W, C) uint8; what `resident` returned is drawn from where it is.
         pixels: what they look like.
         seed: of order, flips and noise.
         batch: images a packet, over all processes that share it.
@@ -81,8 +113,8 @@ class Batches:
 
     def __init__(
         self,
-        images: np.ndarray,
-        pixels: Pixels,
+        images: Images,
+        pixels: Space,
         seed: int,
         batch: int,
         flip: bool,
@@ -163,7 +195,7 @@ class InOrder:
         self,
         images: np.ndarray,
         index: Tensor,
-        pixels: Pixels,
+        pixels: Space,
         seed: int,
         purpose: Purpose,
         batch: int,

@@ -7,15 +7,18 @@ one from one split to the other; and what cannot be loaded says what was looked 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .decode import Images, OnCorrupt
 from .folder import load_folder
 from .published import PUBLISHED, load_published
 
 SourceName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "folder", "npy"]
+DataName = Literal[SourceName, "own"]
+"""A data set, or what a script hands over."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,18 @@ class ImageSet:
     """A data set in its two splits.
 
     Attributes:
-        train: uint8, shape (N, H, W, C), H = W, C = 1 or 3; maybe a read-only memory map.
-        test: uint8, shape (M, H, W, C).
-        levels: number of different values that a stored pixel can take.
+        train: uint8, shape (N, H, W, C), H = W, C = 1 or 3; maybe a read-only memory map. Points that a script hands
+            over: float32, (N, *event).
+        test: uint8, shape (M, H, W, C); points: float32, (M, *event).
+        levels: number of different values that a stored pixel can take; 0 for points.
     """
 
-    train: Images
-    test: Images
+    train: NDArray[Any]
+    test: NDArray[Any]
     levels: int
 
 
-def load(name: SourceName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop") -> ImageSet:
+def load(name: DataName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop") -> ImageSet:
     """Loads a data set; only `folder` ever resizes.
 
     Args:
@@ -55,10 +59,35 @@ def load(name: SourceName, root: str | None, image_size: int | None, on_corrupt:
         images = ImageSet(*load_folder(root, image_size, on_corrupt), levels=256)
     elif name == "npy":
         images = _npy(root)
+    elif name == "own":
+        raise ValueError("The data (data.name own) are those of a script, and only that script has them.")
     else:
         raise ValueError(f"data.name is '{name}'; it must be one of {', '.join(get_args(SourceName))}.")
     _check_size(name, image_size, images.train.shape[1])
     return images
+
+
+def outline(
+    name: SourceName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop"
+) -> tuple[tuple[int, int, int], int, int]:
+    """What the images of a data set look like; a published one is neither read nor downloaded for it.
+
+    Args:
+        name, root, image_size, on_corrupt: as for `load`.
+
+    Returns:
+        (C, H, W) of an image, the number of values that a stored pixel can take, and the number of training images.
+
+    Raises:
+        ValueError: as for `load`.
+    """
+    if name in PUBLISHED:
+        known = PUBLISHED[name]
+        _check_size(name, image_size, known.size)
+        return (known.channels, known.size, known.size), 256, known.train
+    images = load(name, root, image_size, on_corrupt)
+    many, height, width, channels = images.train.shape
+    return (channels, height, width), images.levels, many
 
 
 def _check_size(name: str, wanted: int | None, size: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeflow.data import Batches, DataConfig, InOrder, check_enough
+from pipeflow.data import Batches, DataConfig, InOrder, check_enough, resident
 from pipeflow.noise import Purpose
 from pipeflow.pixels import Pixels
 
@@ -92,3 +92,16 @@ def test_a_memory_map_is_left_as_it_was(tmp_path):
 def test_too_few_images(name):
     with pytest.raises(ValueError, match=rf"data\.{name} is 51, but digits has only 50 training images"):
         check_enough(DataConfig(**{"batch": 8, "init_batch": 8, name: 51}), 50)
+
+
+def test_images_that_live_on_the_device_make_the_same_packets(device):
+    """With --device cuda: a GPU sees what the CPU sees, to the bit, wherever the images are."""
+    expected = batches(flip=True, start=3).recv()
+    for images in (IMAGES, torch.from_numpy(IMAGES).to(device), resident(IMAGES, device)):
+        found = Batches(images, PIXELS, 0, 8, True, device, start=3).recv()
+        assert found.z.device.type == device.type
+        assert torch.equal(found.z.cpu(), expected.z) and torch.equal(found.logp.cpu(), expected.logp)
+
+
+def test_images_stay_in_host_memory_where_that_is_what_computes():
+    assert resident(IMAGES, CPU) is IMAGES

@@ -22,7 +22,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from pipeflow import decode
 from pipeflow.folder import split
-from pipeflow.sources import load
+from pipeflow.sources import load, outline
 
 DATA = Path(os.environ.get("PIPEFLOW_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -123,6 +123,32 @@ def idx(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
     path.write_bytes(head + array.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "many"),
+    [
+        ("cifar10", (3, 32, 32), 50_000),
+        ("cifar100", (3, 32, 32), 50_000),
+        ("mnist", (1, 28, 28), 60_000),
+        ("svhn", (3, 32, 32), 73_257),
+    ],
+)
+def test_what_published_images_look_like_is_known_without_them(root, offline, name, shape, many):
+    assert outline(name, str(root), None) == (shape, 256, many)
+    assert not offline and not root.exists()
+    with pytest.raises(ValueError, match=r"data\.image_size is 5"):
+        outline(name, str(root), 5)
+
+
+def test_an_outline_is_that_of_the_images(tmp_path):
+    assert outline("digits", None, None) == ((1, 8, 8), 17, 1500)
+    np.save(tmp_path / "train.npy", np.zeros((7, 6, 6, 3), np.uint8))
+    np.save(tmp_path / "test.npy", np.zeros((2, 6, 6, 3), np.uint8))
+    assert outline("npy", str(tmp_path), None) == ((3, 6, 6), 256, 7)
+    raw = needs(DATA / "FashionMNIST" / "raw")
+    images = load("fashion_mnist", str(raw.parents[1]), None)
+    assert outline("fashion_mnist", None, None) == ((1, 28, 28), images.levels, len(images.train))
 
 
 def test_mnist_keeps_28_pixels(root, offline):
