@@ -19,5 +19,8 @@ setup(
         "tensorboard",
         "matplotlib",
     ],
-    extras_require={"test": ["pytest", "ruff", "mypy", "types-tqdm", "types-PyYAML"]},
+    extras_require={
+        "test": ["pytest", "ruff", "mypy", "types-tqdm", "types-PyYAML"],
+        "peers": ["normflows", "FrEIA", "nflows"],
+    },
 )

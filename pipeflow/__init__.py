@@ -1,9 +1,23 @@
 """pipeflow: normalizing flows trained by parts, each part its own process, nothing sent backward."""
 
-from .config import Config
-from .glow import GlowConfig
-from .model import Flow, Glow
-from .trained import export, load
-from .trainer import fit
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .glow import GlowConfig
+    from .model import Flow, Glow
+    from .trained import export, load
+    from .trainer import fit
 
 __all__ = ["Config", "Flow", "Glow", "GlowConfig", "export", "fit", "load"]
+
+_HOME = {"Config": "config", "GlowConfig": "glow", "Flow": "model", "Glow": "model", "fit": "trainer"}
+_HOME |= {"export": "trained", "load": "trained"}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a name when it is first asked for: model and stages need PyTorch alone, the commands need more."""
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ class Manifest:
         step: batches drawn at the head so far.
         config: the run's settings, with an explicit cut.
         at: how many flow steps lie before each border.
-        image: channels, height and width of an image.
-        levels: values of a stored pixel.
+        image: channels, height and width of an image, or shape of a point.
+        levels: values of a stored pixel; 0 for points.
         begun: the step at which the first phase of these settings began.
         phases: for each phase that has ended, what `result.json` will say of it.
         elapsed: seconds that the phase in progress has taken: "seconds" in all, "train_seconds" without evaluations.
@@ -59,6 +59,7 @@ class Manifest:
         test_bits_per_dim: of the model at this step; None where it was not evaluated.
         versions: of the libraries that computed it.
         files: file name → SHA-256.
+        own: short hashes of what a script has handed over, "flow" and "data"; settings do not tell them apart.
         format: version of this layout.
     """
 
@@ -75,6 +76,7 @@ class Manifest:
     test_bits_per_dim: float | None
     versions: dict[str, str]
     files: dict[str, str]
+    own: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -152,10 +154,13 @@ def read_manifest(directory: Path) -> Manifest:
         raise ValueError(f"{file} is damaged: it is no JSON object.")
     if found.get("format") != FORMAT:
         raise ValueError(f"{directory} has checkpoint format {found.get('format')}; this version reads {FORMAT}.")
+    found.setdefault("own", {})  # not known to checkpoints of earlier versions
     for name, sound in _SOUND.items():
         if name not in found or not sound(found[name]):
             said = f"{name} is {json.dumps(found[name])[:80]}" if name in found else f"{name} is missing"
             raise ValueError(f"{file} is damaged: {said}.")
+    if found["levels"] and len(found["image"]) != 3:
+        raise ValueError(f"{file} is damaged: image is {json.dumps(found['image'])[:80]}.")
     if unknown := sorted(set(found) - set(_SOUND)):
         raise ValueError(f"{file} is damaged: {unknown[0]} is no entry of a manifest.")
     if directory.name.startswith("step-") and directory.name != f"step-{found['step']}":
@@ -215,13 +220,17 @@ def _files(value: Any) -> bool:
     return bool(names) and sorted(value) == sorted(names) and all(isinstance(digest, str) for digest in value.values())
 
 
+def _hashes(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
+
+
 # What every entry of a manifest has to be.
 _SOUND = {
     "format": _whole_number,
     "step": _whole_number,
     "config": lambda value: isinstance(value, dict),
     "at": lambda value: isinstance(value, list) and all(map(_whole_number, value)),
-    "image": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_whole_number, value)),
+    "image": lambda value: isinstance(value, list) and bool(value) and all(map(_whole_number, value)),
     "levels": _whole_number,
     "begun": _whole_number,
     "phases": lambda value: isinstance(value, list) and all(isinstance(phase, dict) for phase in value),
@@ -233,6 +242,7 @@ _SOUND = {
     "test_bits_per_dim": lambda value: value is None or _number(value),
     "versions": lambda value: isinstance(value, dict),
     "files": _files,
+    "own": _hashes,
 }
 
 

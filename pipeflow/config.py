@@ -22,8 +22,10 @@ from .checkpoint import CheckpointConfig
 from .data import DataConfig
 from .glow import GlowConfig
 from .part import CutConfig, scheme_cut
+from .passage import Activations, Compile, check_passage
 from .plain import check_plain
-from .schedule import PhaseConfig
+from .precision import Layout, Precision
+from .schedule import EndToEndConfig, PhaseConfig
 from .sentence import sentence
 from .world import ParallelConfig
 
@@ -46,12 +48,18 @@ class Config:
         run: the run directory; refused if it holds a run already.
         seed: of the initial weights, the order of the images, flips and noise.
         device: auto, cpu or cuda.
-        precision: of the arithmetic; fp32 so far.
-        compile: none so far.
-        glow: shape of the model.
+        precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
+        layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
+        compile: none, steps (one graph for all steps of a shape) or part (one graph a part).
+        cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and is not for DDP.
+        activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
+            (what leaves the part: steps are inverted).
+        flow: "glow", or what a script calls the flow of its own that it hands over.
+        glow: shape of the model, where it is a Glow.
         data: which images.
         cut: where the borders are.
         phases: what is done, one after another.
+        end_to_end: how the whole model is spread over them in an end_to_end phase.
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
         ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
@@ -62,12 +70,17 @@ class Config:
     run: str = "runs/quickstart"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32"] = "fp32"
-    compile: Literal["none"] = "none"
+    precision: Precision = "fp32"
+    layout: Layout = "contiguous"
+    compile: Compile = "none"
+    cuda_graphs: bool = False
+    activations: Activations = "keep"
+    flow: str = "glow"
     glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
     data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
     cut: CutConfig = field(default_factory=CutConfig)
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     ema: float | None = None
@@ -82,23 +95,33 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema is {self.ema}; a decay lies between 0 and 1, such as 0.999.")
+        check_passage(self.activations, self.compile)
+        if self.activations == "invert" and self.end_to_end.engine == "fsdp":
+            raise ValueError(
+                "activations is invert and end_to_end.engine is fsdp, but steps whose parameters are spread cannot be "
+                "inverted alone; use activations checkpoint, or engine ddp."
+            )
         for number, phase in enumerate(self.phases, 1):
             if isinstance(phase.lr, list) and len(phase.lr) != self.cut.parts:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
+        if self.flow != "glow":  # how many flow steps it has, only the script knows
+            return
         flow_steps = self.glow.levels * self.glow.steps
         if self.cut.scheme != "balanced":
             scheme_cut(self.cut, self.glow.levels, self.glow.steps)
         elif self.cut.parts > flow_steps:
             raise ValueError(f"cut.parts is {self.cut.parts}, but the flow has only {flow_steps} flow steps.")
 
-    def check_world(self, size: int) -> None:
-        """A ValueError where `size` processes cannot share a batch end to end."""
-        if self.data.batch % size and any(phase.schedule == "end_to_end" for phase in self.phases):
+    def check_world(self, size: int, replicas: int = 1) -> None:
+        """A ValueError where `size` processes cannot share a batch end to end, or `replicas` chains by parts."""
+        joined = any(phase.schedule == "end_to_end" for phase in self.phases)
+        sharers, kind, where = (size, "processes", " in an end_to_end phase") if joined else (replicas, "replicas", "")
+        if self.data.batch % sharers:
             raise ValueError(
-                f"data.batch is {self.data.batch}, which {size} processes cannot share evenly in an end_to_end phase; "
-                f"the nearest that they can is {max(1, round(self.data.batch / size)) * size}."
+                f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
+                f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
             )
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,8 +162,20 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     return parse_resume(arguments)[0]
 
 
-def parse_resume(arguments: Sequence[str] | None = None) -> tuple[Config, str | None]:
-    """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there."""
+def parse_resume(
+    arguments: Sequence[str] | None = None, base: dict[str, Any] | None = None
+) -> tuple[Config, str | None]:
+    """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there.
+
+    Args:
+        arguments: dotted names and values; the process's own by default.
+        base: settings that they override, as `Config.as_dict` makes them; the quickstart by default.
+    """
+    if base is not None:
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
+            yaml.safe_dump(base, stream)
+            stream.flush()
+            return parse_resume(["--config", stream.name, *(sys.argv[1:] if arguments is None else arguments)])
     # torchrun takes "--run" for the beginning of an option of its own; behind "--" it leaves words alone.
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
     # Where lists are equally long, jsonargparse fills what a phase leaves out from the list that it replaces; here a
@@ -167,10 +202,7 @@ def from_dict(values: dict[str, Any], words: Sequence[str] = ()) -> Config:
     Raises:
         ValueError: a sentence about what is wrong.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
-        yaml.safe_dump(values, stream)
-        stream.flush()
-        return parse(["--config", stream.name, *words])
+    return parse_resume(words, values)[0]
 
 
 def _names(settings: type = Config, before: str = "") -> list[str]:

@@ -21,10 +21,11 @@ import torch
 from .decode import Images
 from .metrics import say
 from .options import Options
-from .pixels import Pixels
+from .points import Space
+from .precision import set_tensor_cores
 from .published import PUBLISHED
 from .score import Scores, score, standard_error
-from .sources import SourceName, load
+from .sources import DataName, SourceName, load
 from .trained import Trained, read
 from .world import LostError, ParallelConfig, World, leave_the_word_to_rank_0, open_world
 
@@ -69,6 +70,7 @@ def evaluate(options: argparse.Namespace, world: World) -> dict[str, Scores]:
     """
     world.first(lambda: _check_files(options.json, options.histogram))
     trained = world.first(lambda: read(options.run))
+    set_tensor_cores(trained.config.precision)
     step = f"step {trained.manifest.step}"
     torch.set_num_threads(trained.config.parallel.threads)
     for piece in trained.slices:
@@ -110,7 +112,7 @@ def _check_files(table: Path | None, histogram: Path | None) -> None:
         raise ValueError("--histogram needs matplotlib, which is not installed here: pip install matplotlib.")
 
 
-def _sources(options: argparse.Namespace, trained: Trained) -> dict[str, tuple[SourceName, str | None, int | None]]:
+def _sources(options: argparse.Namespace, trained: Trained) -> dict[str, tuple[DataName, str | None, int | None]]:
     """The data sets to score: what tables call them → name, root and image size."""
     own = trained.config.data
     if not options.data:
@@ -120,7 +122,7 @@ def _sources(options: argparse.Namespace, trained: Trained) -> dict[str, tuple[S
     return found | ({own.name: (own.name, options.own_root or own.root, own.image_size)} if options.histogram else {})
 
 
-def _test_split(trained: Trained, name: SourceName, root: str | None, image_size: int | None) -> Images:
+def _test_split(trained: Trained, name: DataName, root: str | None, image_size: int | None) -> Images:
     """The test images of a data set, if they are like those that the run has learned."""
     pixels = trained.pixels
     if name in PUBLISHED and (PUBLISHED[name].size != pixels.shape[1] or pixels.levels != 256):  # before a download
@@ -135,7 +137,7 @@ def _test_split(trained: Trained, name: SourceName, root: str | None, image_size
     return images.test
 
 
-def _unlike(name: str, found: str, pixels: Pixels) -> ValueError:
+def _unlike(name: str, found: str, pixels: Space) -> ValueError:
     wanted = f"{'×'.join(map(str, pixels.shape))} with {pixels.levels} levels"
     return ValueError(f"The images of {name} are {found}, those of the run {wanted}; its flow can score no others.")
 

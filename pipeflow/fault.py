@@ -57,14 +57,17 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
 
 def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
     """The process that is to blame, not the one that noticed."""
+    overdue = "imed out" in str(error) or "imeout" in str(error)
     try:
-        rank = watch.blame(error.rank)
+        # Who closed a connection is gone itself: those that end for want of another have said so before. Its last sign
+        # of life may be of a moment when it waited.
+        rank = watch.blame(error.rank) if overdue or error.rank is None else error.rank
         last = watch.last(rank) if rank is not None else {}
     except LostError:  # not even the store answers
         rank = None
     if rank is None:
         return f"{here}: {error}"
-    if "imed out" in str(error) or "imeout" in str(error):
+    if overdue:
         what, step = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)", last.get("step", "?")
     else:
         what, step = "its process is gone", world.pulse.step

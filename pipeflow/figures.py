@@ -23,7 +23,7 @@ DPI = 150
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 MODEL, GREY = "#222222", "#777777"
 _SPENT = ("#56B4E9", "#BBBBBB", "#CC79A7")  # computing, waiting, handing on
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -217,7 +217,7 @@ def amount(size: float) -> str:
 @contextmanager
 def _figure(height: float) -> Iterator[tuple[Figure, Callable[[], bytes]]]:
     """A figure of 7.2 × `height` inches, and what makes it a PNG."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
 
         def take() -> bytes:

@@ -8,12 +8,14 @@ import math
 
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from .data import InOrder
 from .ledger import evaluate
 from .noise import Purpose
 from .objective import bits_per_dim
 from .state import State, build
+from .world import whole as put_together
 
 # Same weights, same images, same order of sums: what differs is the evaluation's float64 accumulation.
 _TOLERANCE = 1e-4
@@ -23,23 +25,35 @@ class JoinError(RuntimeError):
     """The joined model is not the model that the parts make."""
 
 
-def join(state: State) -> None:
+def join(state: State, sharded: bool = False) -> None:
     """Gives every process all slices and the whole, sharing modules, and all moments.
+
+    Args:
+        state: of parts that learned apart.
+        sharded: the whole is spread over all processes; each keeps slices of its own beside its share, which
+            `take_back` brings up to date.
 
     Raises:
         JoinError: bits/dim of the joined model differ from those of the chain of parts.
     """
     before = _chain_bits(state)
     own: dict[str, torch.Tensor] = {}
-    for part in state.world.mine:
+    for part in state.world.mine if state.world.replica == 0 else []:  # replicas are equal
         own |= state.part_state(part)
     gathered: dict[str, torch.Tensor] = {}
-    for data in state.world.exchange(save({name: tensor.contiguous().cpu() for name, tensor in own.items()})):
-        gathered |= load(data)
-    slices, whole = build(state.config, state.pixels)
-    for truncated in slices.values():
+    packed = save({name: tensor.contiguous().cpu() for name, tensor in own.items()}) if own else b""
+    for data in state.world.exchange(packed):
+        gathered |= load(data) if data else {}
+    slices, whole = build(state.config, state.pixels, state.flow)
+    for part, truncated in slices.items():
         truncated.load_global_state(gathered)
-        truncated.to(state.world.device)
+        if not sharded or part in state.world.mine:
+            truncated.to(state.world.device)
+    if sharded:
+        slices = {part: slices[part] for part in state.world.mine}
+        _, whole = build(state.config, state.pixels, state.flow)
+        whole.load_global_state(gathered)
+        state.world.shard(whole, [step for _, step in whole.part.chain() if step.place == "step"])
     state.chain.slices = slices
     state.whole = whole
     state.take_slots(gathered)
@@ -49,6 +63,28 @@ def join(state: State) -> None:
             f"The parts do not join: {before:.6f} bits/dim by parts, {after:.6f} joined, on the same images "
             f"(step {state.step}, rank {state.world.rank}). The run stops before it trains a wrong model."
         )
+
+
+def take_back(state: State, moments: dict[str, Tensor], averages: dict[str, Tensor]) -> None:
+    """Brings this process's slices, moments and averages up to date with a whole that is spread over all processes.
+
+    Every process must call it; each keeps what belongs to its own parts.
+    """
+    assert state.whole is not None
+    own: dict[str, Tensor] = {}
+    for truncated in state.chain.slices.values():
+        own |= truncated.global_state()
+    for name, tensor in state.whole.global_state().items():
+        found = put_together(tensor)
+        if name in own:
+            own[name].copy_(found)
+    for slots, kept in ((moments, state.moments), (averages, state.averages)):
+        for key in sorted(slots):  # in one order everywhere: what was resumed is in another
+            found = put_together(slots[key])
+            if key.split("/", 1)[1] in own:
+                kept[key] = found
+            else:
+                kept.pop(key, None)
 
 
 def part_again(state: State) -> None:

@@ -8,15 +8,16 @@ there; only the last one is the model's.
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .chain import Chain, close
-from .data import InOrder
+from .data import InOrder, share
 from .noise import Purpose
-from .pixels import Pixels
+from .points import Space
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Ledger:
 
     def table(self) -> str:
         """For people: a line a part."""
-        lines = [f"  dequantisation {self.dequantisation:9.4f}"]
+        lines = [f"  dequantisation {self.dequantisation:9.4f}"] if self.dequantisation else []  # none for points
         for number, part in enumerate(self.parts, 1):
             label = "model" if self.complete and number == len(self.parts) else f"flow truncated behind part {number}"
             lines.append(
@@ -53,8 +54,10 @@ class Ledger:
         return "\n".join(lines)
 
 
-def evaluate(chain: Chain, images: np.ndarray, pixels: Pixels, seed: int, batch: int, last: int) -> Ledger:
+def evaluate(chain: Chain, images: np.ndarray, pixels: Space, seed: int, batch: int, last: int) -> Ledger:
     """Scores the images with the chain; every process must call it, and gets the same ledger.
+
+    Replicas share the images, batch by batch.
 
     Args:
         chain: the parts.
@@ -65,8 +68,12 @@ def evaluate(chain: Chain, images: np.ndarray, pixels: Pixels, seed: int, batch:
         last: position of the last part to evaluate.
     """
     sums: dict[int, defaultdict[str, float]] = {part: defaultdict(float) for part in chain.mine(last)}
+    grid = chain.world.grid
+    mine = share(len(images), batch, chain.world.replica, grid.replicas)
     whole, rest = divmod(len(images), batch)
-    runs = [(0, whole, batch)] * bool(whole) + [(whole * batch, 1, rest)] * bool(rest)
+    # The short batch is the last replica's; the others lay no links for it.
+    runs = [(mine.start, len(mine) // batch, batch)] * bool(whole)
+    runs += [(whole * batch, int(len(mine) % batch > 0), rest)] * bool(rest)
     for first, count, size in runs:
         index = torch.arange(first, first + count * size)
         head = InOrder(images, index, pixels, seed, Purpose.EVALUATE, size, chain.world.device)
@@ -82,12 +89,15 @@ def evaluate(chain: Chain, images: np.ndarray, pixels: Pixels, seed: int, batch:
                 for entry, logp in entries.items():
                     sums[part][entry] += logp.sum().item()
         close(ends)
-    everyone = chain.world.exchange(json.dumps(sums).encode())
-    totals = {int(part): entries for text in everyone for part, entries in json.loads(text).items()}
+    totals: dict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for text in chain.world.exchange(json.dumps(sums).encode()):
+        for part, entries in json.loads(text).items():
+            for entry, nats in entries.items():
+                totals[int(part)][entry] += nats
     return _ledger(totals, len(images), pixels, last == len(chain.events) - 1)
 
 
-def _ledger(totals: dict[int, dict[str, float]], images: int, pixels: Pixels, complete: bool) -> Ledger:
+def _ledger(totals: Mapping[int, Mapping[str, float]], images: int, pixels: Space, complete: bool) -> Ledger:
     dequantisation = math.log2(pixels.n)
     running = dequantisation
     parts = []

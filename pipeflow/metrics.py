@@ -25,6 +25,11 @@ def say(world: World, text: str) -> None:
         sys.stdout.flush()
 
 
+def rate(images_per_s: float) -> str:
+    """Images a second, for people."""
+    return f"{images_per_s:,.0f}" if images_per_s >= 1000 else f"{images_per_s:.4g}"
+
+
 def rewind(file: Path, step: int) -> None:
     """Takes back what a stream says of steps behind `step`, and a line that was cut off."""
     kept = []

@@ -122,7 +122,8 @@ def _lead(story: Story) -> str:
     glow, many = config.glow, result.get("processes")
     processes = f", in {many} process{'es' * (many != 1)}" if many else ""
     device = result.get("device") or (f"device {config.device}" if config.device != "auto" else None)
-    text = f"{config.data.name}: a Glow of {glow.levels} levels × {glow.steps} steps × {glow.hidden} channels in "
+    model = f"a Glow of {glow.levels} levels × {glow.steps} steps × {glow.hidden} channels"
+    text = f"{config.data.name}: {model if config.flow == 'glow' else config.flow} in "
     text += f"{config.cut.parts} part{'s' * (config.cut.parts != 1)} ({_cut(config)}){processes}"
     text += f" on {device}" if device else ""
     anew = [f"cut anew at step {step} (before: {_cut(old)})" for step, old in story.until if _cut(old) != _cut(config)]
@@ -160,7 +161,8 @@ def _results(stories: Sequence[Story]) -> str:
         ("learning rate", [escape(_by_phase([_rate(phase) for phase in story.config.phases])) for story in stories]),
         ("test bits/dim", [_scored(story) for story in stories]),
         ("minutes", [_minutes(story) for story in stories]),
-        ("images/s, by phase", [_by_phase(_speeds(story)) for story in stories]),
+        ("images/s, by phase", [_by_phase(_speeds(story, "images_per_s")) for story in stories]),
+        ("images/s as planned, by phase", [_by_phase(_speeds(story, "predicted_images_per_s")) for story in stories]),
         ("peak memory by rank (MiB)", [_of_ranks(story, "peak_memory_bytes") for story in stories]),
         ("peak GPU memory by rank (MiB)", [_of_ranks(story, "peak_gpu_memory_bytes") for story in stories]),
         ("forward by parts, computed (MiB)", [_forward(story) for story in stories]),
@@ -198,8 +200,10 @@ def _minutes(story: Story) -> str:
     return f"{_number(seconds / 60, 2)}<small>until step {story.newest.step}; not finished</small>"
 
 
-def _speeds(story: Story) -> list[str]:
-    speeds = {leg.number: _number(leg.ended["images_per_s"], 0) for leg in story.legs if leg.ended}
+def _speeds(story: Story, which: str) -> list[str]:
+    """Images a second of each phase that has ended, achieved or predicted."""
+    known = {leg.number: leg.ended.get(which) for leg in story.legs if leg.ended}
+    speeds = {number: _number(speed, 0) for number, speed in known.items() if speed is not None}
     return [speeds.get(number, NONE) for number in range(1, len(story.config.phases) + 1)]
 
 
@@ -311,7 +315,9 @@ def _length(steps: int | None, epochs: float | None) -> str:
 
 
 def _cut(config: Config) -> str:
-    """Flow steps of each part."""
+    """Flow steps of each part, as far as the settings say."""
+    if config.flow != "glow":
+        return f"borders at {', '.join(map(str, config.cut.at))}" if config.cut.at else config.cut.scheme
     at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
     ends = [0, *at, config.glow.levels * config.glow.steps]
     return " + ".join(str(end - start) for start, end in pairwise(ends))

@@ -6,25 +6,34 @@ below is the only training loop.
 
 import json
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from .average import Average
 from .board import Board
 from .chain import Ends, close
-from .data import Batches
-from .join import join, part_again
+from .data import Batches, resident
+from .graphs import graphed
+from .join import join, part_again, take_back
 from .link import Discard
 from .metrics import Progress, Stream, say
 from .objective import Truncated
 from .optimizer import load_moments, make_optimizer, named_moments
+from .packet import Packet
+from .passage import make_passage
 from .pulse import EVERYONE
+from .rejoin import Rejoin
 from .schedule import PhaseConfig, Stretch, lessons, multiples, phase_steps, stops, stretches, turns
 from .stage import Report, Stage
 from .start import start
 from .state import State
 from .stop import Stop, StopRequested
+from .world import LostError
 
 
 class Phase:
@@ -42,6 +51,7 @@ class Phase:
         self.state, self.config, self.number, self.begin = state, config, number, begin
         self.joined = config.schedule == "end_to_end"
         images, batch = len(state.images.train), state.config.data.batch
+        self._images = resident(state.images.train, state.world.device)
         self.plan = turns(config, state.config.cut.parts, images, batch)
         self.end = begin + phase_steps(config, images, batch)
         self.evaluations = stops(images, batch, state.config.eval_every, begin, self.end)
@@ -51,13 +61,20 @@ class Phase:
             if state.moments:
                 say(state.world, f"moments start afresh: {state.moments_of} before, {config.optimizer} now")
             state.moments, state.moments_of = {}, config.optimizer
+        self.sharded = self.joined and state.config.end_to_end.engine == "fsdp"
+        if self.sharded:
+            if state.whole is not None:
+                part_again(state)
+            start(state, tuple(range(state.config.cut.parts)))
         if self.joined:
-            join(state)
+            join(state, self.sharded)
         elif state.whole is not None:
             part_again(state)
         names = ["end_to_end"] if self.joined else [f"part-{part + 1}" for part in range(state.config.cut.parts)]
         self._stages = {0: self._whole_stage()} if self.joined else {p: self._stage(p) for p in state.world.mine}
-        mine = ([0] if state.world.rank == 0 else []) if self.joined else list(state.world.mine)
+        mine = [0] if self.joined else list(state.world.mine)
+        if state.world.rank if self.joined else state.world.replica:
+            mine = []  # the first replica keeps the record
         self._streams = {place: Stream(directory / "metrics" / f"{names[place]}.jsonl") for place in mine}
         self._boards = {place: Board(directory, names[place], state.step) for place in mine}
         self._names = names
@@ -65,6 +82,9 @@ class Phase:
         self._stop = Stop(state.world)
         self._skipped = dict.fromkeys(self._stages, 0)
         self._last_finite = dict.fromkeys(self._stages, float("nan"))
+        self._unread: deque[tuple[int, int, int, float, Report]] = deque()
+        # A GPU has its next batches while this one's loss is on its way; the CPU is done when it returns.
+        self._lag = 2 * len(self._stages) if state.world.device.type == "cuda" else 0
 
     def run(
         self, evaluate: Callable[[], None], save: Callable[[dict[str, float]], None], check: Callable[[], None]
@@ -88,8 +108,12 @@ class Phase:
             stopped = self._train(stretch, check)
             self._train_s += time.perf_counter() - began
             for stage in self._stages.values():
-                state.moments |= named_moments(stage.optimizer, stage.named)
-                state.averages |= stage.average.values
+                moments, averages = named_moments(stage.optimizer, stage.named), stage.average.values
+                if self.sharded:
+                    take_back(state, moments, averages)
+                else:
+                    state.moments |= moments
+                    state.averages |= averages
             if state.step == self.end:
                 break
             due = state.step in self.evaluations
@@ -113,86 +137,120 @@ class Phase:
         return {"seconds": before["seconds"] + seconds, "train_seconds": before["train_seconds"] + self._train_s}
 
     def _train(self, stretch: Stretch, check: Callable[[], None]) -> bool:
-        """The loop: `steps` batches through every stage of this process that takes part; True if it was cut short."""
-        state, world = self.state, self.state.world
-        for place, inbox, outbox in (ends := self._connect(stretch)):
+        """A stretch, from end to end of it in spite of whom it loses on the way; True if it was cut short."""
+        with Rejoin(self.state, self.number, stretch, self.elapsed()) as rejoin:
+            while True:
+                try:
+                    return self._loop(stretch, rejoin, check)
+                except LostError as error:
+                    lost = error
+                # Sockets close when nobody holds on to them, and by that the others notice.
+                for stage in self._stages.values():
+                    stage.disconnect()
+                rejoin.again(lost, self.state.step - stretch.start)
+
+    def _loop(self, stretch: Stretch, rejoin: Rejoin, check: Callable[[], None]) -> bool:
+        """The loop: what is left of a stretch, through every stage of this process that takes part."""
+        state, world, last = self.state, self.state.world, stretch.start + stretch.steps
+        self._stop.reached = stretch.start + max(rejoin.done)
+        for place, inbox, outbox in (ends := rejoin.remember(self._connect(stretch, rejoin.done))):
             self._stages[place].connect(inbox, outbox)
-        last = stretch.start + stretch.steps
-        stopped = False
-        while ends and state.step < last and not stopped:
-            self._stop.before(state.step + 1)
-            state.step = world.pulse.step = state.step + 1
+        while ends and state.step < last and not self._stop.after(state.step):
+            self._stop.before(step := state.step + 1)
+            world.pulse.step = step
             for place, _, _ in ends:
                 learn = self.joined or place in stretch.learners
-                # End to end, gradients are averaged within the tick: whoever is in it may be waiting for the others.
-                with world.pulse.waiting(EVERYONE) if self.joined else nullcontext():
+                # Where gradients are averaged, that is within the tick: whoever is in it may be waiting for others.
+                averaged = self.joined or (learn and world.grid.replicas > 1)
+                with world.pulse.waiting(EVERYONE) if averaged else nullcontext():
                     report = self._stages[place].tick(learn)
-                self._record(place, stretch.turn, learn, report)
+                self._unread.append((place, step, stretch.turn, time.time(), report))
+            state.step = step
+            self._record(self._lag)
             world.pulse.beat()
+            rejoin.check()
             check()
-            stopped = self._stop.after(state.step)
+        self._record(0)
         close(ends, early=state.step < last)
         for place, stream in self._streams.items():
             stream.flush()
             self._boards[place].flush()
         # Parts behind the last learner had nothing to do; the count of batches is everyone's, and the head has it.
+        stopped = self._stop.after(state.step)
         state.step, stopped = json.loads(world.exchange(json.dumps([state.step, stopped]).encode())[0])
         world.pulse.step = state.step
         return bool(stopped)
 
-    def _connect(self, stretch: Stretch) -> Ends:
+    def _connect(self, stretch: Stretch, done: Sequence[int] = (0,)) -> Ends:
         state, world, data = self.state, self.state.world, self.state.config.data
-        shard = (world.rank, world.size) if self.joined else (0, 1)
-        images, pixels, seed = state.images.train, state.pixels, state.config.seed
-        head = Batches(images, pixels, seed, data.batch, data.flip, world.device, stretch.start, shard)
+        shard = (world.rank, world.size) if self.joined else (world.replica, world.grid.replicas)
+        images, pixels, seed = self._images, state.pixels, state.config.seed
+        head = Batches(images, pixels, seed, data.batch, data.flip, world.device, stretch.start + done[0], shard)
         if self.joined:
             return [(0, head, Discard())]
-        return state.chain.lay(head, data.batch, stretch.steps, max(stretch.learners))
+        batch, wire = data.batch // world.grid.replicas, state.config.parallel.wire
+        return state.chain.lay(head, batch, stretch.steps, max(stretch.learners), done, wire)
 
     def _stage(self, part: int) -> Stage:
-        return self._make_stage(self.state.chain.slices[part], part)
+        return self._averaged(self._make_stage(self.state.chain.slices[part], part), self.state.world.wrap_part)
 
     def _whole_stage(self) -> Stage:
-        assert self.state.whole is not None
-        stage = self._make_stage(self.state.whole, 0)
-        start(self.state, tuple(range(self.state.config.cut.parts)))
-        stage.model = self.state.world.wrap(self.state.whole)
-        # DDP lays out its buckets after its first backward pass: this one is thrown away, so that every step of the
-        # run, resumed or not, adds its gradients up in the same order.
-        head = self._connect(Stretch(0, (0,), self.state.step, 1))[0][1]
-        stage.model(head.recv())[1].mean().backward()
+        state = self.state
+        assert state.whole is not None
+        stage = self._make_stage(state.whole, 0)
+        start(state, tuple(range(state.config.cut.parts)))
+        return stage if self.sharded else self._averaged(stage, state.world.wrap)
+
+    def _averaged(self, stage: Stage, wrap: Callable[[nn.Module], nn.Module]) -> Stage:
+        """DDP lays out its buckets after its first backward pass: one is thrown away.
+
+        So every step of the run, resumed or not, adds its gradients up in the same order.
+        """
+        if (wrapped := wrap(stage.model)) is stage.model:
+            return stage
+        stage.model = wrapped
+        device = self.state.world.device
+        blank = Packet(torch.zeros(1, *stage.truncated.part.event_in, device=device), torch.zeros(1, device=device))
+        with self.state.world.pulse.waiting(EVERYONE):
+            stage.model(blank)[1].mean().backward()
         stage.optimizer.zero_grad()
         return stage
 
     def _make_stage(self, truncated: Truncated, place: int) -> Stage:
         config, state = self.config, self.state
         lr = config.lr_of(place)
+        truncated.part.passage = make_passage(state.config.activations, state.config.compile)
         named = truncated.named_global_parameters()
         optimizer = make_optimizer(config.optimizer, named, lr, config.weight_decay)
         load_moments(optimizer, named, state.moments)
         average = Average(named, state.config.ema, state.averages)
         stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average)
+        alone = state.world.size == 1 if self.joined else state.world.grid.replicas == 1
+        if state.config.cuda_graphs and alone:
+            stage.model = graphed(truncated, state.config.data.batch)
         stage.attempts = lessons(self.plan, place, state.step - self.begin)
         return stage
 
-    def _record(self, place: int, turn: int, learn: bool, report: Report) -> None:
-        state, done = self.state, self.state.step - self.begin
+    def _record(self, left: int) -> None:
+        """Reads the reports of all batches but the newest `left`."""
+        while len(self._unread) > left:
+            self._read(*self._unread.popleft())
+
+    def _read(self, place: int, step: int, turn: int, when: float, report: Report) -> None:
         if place in self._streams:
-            self._progress.report(self._names[place], done, report)
-            self._streams[place].write(
-                step=state.step, phase=self.number, turn=turn + 1, time=time.time(), learn=learn, **vars(report)
-            )
-            self._boards[place].tick(state.step, report)
-        if not learn:
+            self._progress.report(self._names[place], step - self.begin, report)
+            self._streams[place].write(step=step, phase=self.number, turn=turn + 1, time=when, **report.as_dict())
+            self._boards[place].tick(step, report)
+        if not report.learn:
             return
         if not report.bad:
             self._skipped[place], self._last_finite[place] = 0, report.bits_per_dim
             return
         self._skipped[place] += 1
-        if self._skipped[place] >= state.config.max_bad_steps:
+        if self._skipped[place] >= self.state.config.max_bad_steps:
+            name = self._names[place].replace("_", " ").replace("-", " ")
             raise FloatingPointError(
-                f"{self._names[place].replace('_', ' ').replace('-', ' ')} (rank {state.world.rank}) stops at step "
-                f"{state.step}: its loss or gradient was not finite {self._skipped[place]} times in a row "
-                f"(max_bad_steps). Its last finite loss was {self._last_finite[place]:.4f} bits/dim; try a lower lr, a "
-                "warm-up or clipping."
+                f"{name} (rank {self.state.world.rank}) stops at step {step}: its loss or gradient was not finite "
+                f"{self._skipped[place]} times in a row (max_bad_steps). Its last finite loss was "
+                f"{self._last_finite[place]:.4f} bits/dim; try a lower lr, a warm-up or clipping."
             )

@@ -24,7 +24,7 @@ def check_plain(words: Sequence[str], groups: Sequence[str]) -> None:
     """
     for name, text in _options(words):
         if name == "config":
-            for setting, value in _read(Path(text)).items():
+            for setting, value in settings_in(Path(text)).items():
                 if setting in groups:
                     _check(setting, value)
         elif name in groups:
@@ -43,7 +43,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name.rstrip("+"), value if equals else after
 
 
-def _read(file: Path) -> dict[Any, Any]:
+def settings_in(file: Path) -> dict[Any, Any]:
     """The settings in a file; what is wrong with the file itself, the parser says."""
     try:
         found = yaml.safe_load(file.read_text())

@@ -19,19 +19,33 @@ from .decode import Images
 
 
 class Published(NamedTuple):
-    """A data set: torchvision's class, height and width in pixels, the files below data.root that hold it."""
+    """A data set as it was published.
+
+    Attributes:
+        kind: torchvision's class.
+        size: height and width in pixels.
+        channels: of an image.
+        train: number of training images.
+        files: that hold it, below data.root.
+    """
 
     kind: str
     size: int
+    channels: int
+    train: int
     files: str
 
 
 PUBLISHED = {
-    "cifar10": Published("CIFAR10", 32, "cifar-10-batches-py/{data_batch_1,…,data_batch_5,test_batch,batches.meta}"),
-    "cifar100": Published("CIFAR100", 32, "cifar-100-python/{train,test,meta}"),
-    "mnist": Published("MNIST", 28, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
-    "fashion_mnist": Published("FashionMNIST", 28, "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
-    "svhn": Published("SVHN", 32, "{train,test}_32x32.mat"),
+    "cifar10": Published(
+        "CIFAR10", 32, 3, 50_000, "cifar-10-batches-py/{data_batch_1,…,data_batch_5,test_batch,batches.meta}"
+    ),
+    "cifar100": Published("CIFAR100", 32, 3, 50_000, "cifar-100-python/{train,test,meta}"),
+    "mnist": Published("MNIST", 28, 1, 60_000, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
+    "fashion_mnist": Published(
+        "FashionMNIST", 28, 1, 60_000, "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+    ),
+    "svhn": Published("SVHN", 32, 3, 73_257, "{train,test}_32x32.mat"),
 }
 
 
@@ -48,7 +62,7 @@ def load_published(name: str, root: str) -> tuple[Images, Images]:
     Raises:
         ValueError: the files are missing or broken, and cannot be downloaded.
     """
-    kind, _, files = PUBLISHED[name]
+    kind, files = PUBLISHED[name].kind, PUBLISHED[name].files
     folder = Path(root).expanduser()
     try:
         return _read(kind, folder, download=False)

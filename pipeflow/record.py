@@ -17,9 +17,11 @@ import torch
 
 from . import checkpoint
 from .board import Board
+from .claim import claim, release
 from .ledger import Ledger
-from .metrics import Stream, rewind, say
+from .metrics import Stream, rate, rewind, say
 from .model import Flow
+from .pixels import Pixels
 from .sheet import save_sheet
 from .state import State, build
 from .traffic import totals
@@ -51,14 +53,23 @@ class Record:
     def __init__(self, state: State, last: int) -> None:
         self.state, self.world, self.last = state, state.world, last
         self._since = (time.perf_counter(), state.step)
+        self._samples = isinstance(state.pixels, Pixels)
         self.directory = Path(state.config.run)
-        self.world.first(self._make)
+        if self.world.standing:  # the others have begun; what is this process's is taken back
+            if self.world.rank == 0:
+                claim(self.directory)
+            names = [f"part-{part + 1}" for part in self.world.mine] + ["evaluation"] * (self.world.rank == 0)
+            for name in names:
+                rewind(self.directory / "metrics" / f"{name}.jsonl", state.step)
+        else:
+            self.world.first(self._make)
         self._evaluations: Stream | None = None
         self._board: Board | None = None
         if self.world.rank == 0:
             self._board = Board(self.directory, "model", state.step)
             self._evaluations = Stream(self.directory / "metrics" / "evaluation.jsonl")
-        say(self.world, _opening(state))
+        if not self.world.standing:
+            say(self.world, _opening(state))
 
     def phase_begins(self, number: int, schedule: str, steps: int, done: int) -> None:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
@@ -67,9 +78,12 @@ class Record:
         say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps{already}")
         if schedule == "end_to_end" and self.world.size > 1:
             held = 4 * 4 * self.state.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
+            what = "the whole model"
+            if self.state.config.end_to_end.engine == "fsdp":
+                held, what = held / self.world.size, f"a share of the model, 1/{self.world.size}"
             say(
                 self.world,
-                f"every process now holds the whole model: {held:.1f} MiB of weights, gradients and moments, besides "
+                f"every process now holds {what}: {held:.1f} MiB of weights, gradients and moments, besides "
                 "activations",
             )
 
@@ -91,11 +105,11 @@ class Record:
             self._evaluations.flush()
 
     def phase_ends(self, ledger: Ledger) -> None:
-        """Says where the bits go, and draws samples from what was saved, not from what is in memory."""
+        """Says where the bits go, and draws samples of images from what was saved, not from what is in memory."""
         say(self.world, ledger.table())
-        if self.world.rank == 0:
+        if self.world.rank == 0 and self._samples:
             tensors, _ = checkpoint.load(self.directory / "checkpoints" / f"step-{self.state.step}")
-            _, whole = build(self.state.config, self.state.pixels)
+            _, whole = build(self.state.config, self.state.pixels, self.state.flow)
             whole.load_global_state(tensors)
             samples = Flow([whole.part], whole.prior, self.state.pixels).sample(64, 0.7)
             path = self.directory / "samples" / f"step-{self.state.step}.png"
@@ -113,9 +127,11 @@ class Record:
             "ledger": _as_json(ledger),
             "seconds": [phase["seconds"] for phase in self.state.ended],
             "images_per_s": [phase["images_per_s"] for phase in self.state.ended],
+            "predicted_images_per_s": [phase.get("predicted_images_per_s") for phase in self.state.ended],
             "phases": self.state.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
+            "replicas": world.grid.replicas,
             "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine(),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -123,8 +139,11 @@ class Record:
         if self._evaluations and self._board:
             self._evaluations.close()
             self._board.close()
+            release(self.directory)
             (self.directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        say(world, f"{self.directory}: {_headline(ledger)}; samples, checkpoints and result.json are there.")
+        there = "samples, checkpoints" if self._samples else "checkpoints"
+        say(world, _speeds(self.state))
+        say(world, f"{self.directory}: {_headline(ledger)}; {there} and result.json are there.")
         world.exchange(b"")
         return result
 
@@ -145,6 +164,7 @@ class Record:
                 f"--run {self.directory} cannot be made a directory ({error}); give another one."
             ) from error
         if self.world.rank == 0:
+            claim(self.directory)
             for file in (self.directory / "metrics").glob("*.jsonl"):
                 rewind(file, self.state.step)
             _write_settings(self.directory / "config.yaml", self.state.config.as_yaml(), self.state.step)
@@ -170,14 +190,31 @@ def _usage(device: torch.device) -> dict[str, int]:
 
 
 def _opening(state: State) -> str:
-    config, glow = state.config, state.config.glow
-    many = f"{state.world.size} processes" if state.world.size > 1 else "1 process"
-    images = state.images
-    return (
-        f"{config.data.name}: {len(images.train)} training and {len(images.test)} test images of {state.pixels.shape}\n"
-        f"Glow {glow.levels} × {glow.steps} × {glow.hidden}, {state.parameters:,} parameters, {config.cut.parts} parts "
-        f"of {' + '.join(map(str, state.sizes))} flow steps on {many} ({state.world.device.type})"
-    )
+    config, glow, pixels = state.config, state.config.glow, state.pixels
+    grid = state.world.grid
+    many = f"{grid.size} processes" if grid.size > 1 else "1 process"
+    many = f"{grid.replicas} replicas of {grid.stages} each, {many}" if grid.replicas > 1 else many
+    what = "images" if isinstance(pixels, Pixels) else "points"
+    name = config.flow if state.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
+    lines = [
+        f"{config.data.name}: {len(state.images.train)} training and {len(state.images.test)} test {what} of "
+        f"{pixels.shape}",
+        f"{name}, {state.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, state.sizes))} "
+        f"flow steps on {many} ({state.world.device.type})",
+    ]
+    if what == "points":
+        lines.append(f"bits/dim are those of a density: −log p / ({pixels.dims} ln 2), which may be negative")
+    return "\n".join(lines)
+
+
+def _speeds(state: State) -> str:
+    """What each phase reached, beside what a plan had said."""
+    reached = []
+    for number, phase in enumerate(state.ended, 1):
+        said = phase.get("predicted_images_per_s")
+        beside = "" if said is None else f" (predicted {rate(said)})"
+        reached.append(f"phase {number} {rate(phase['images_per_s'])}{beside}")
+    return f"images/s: {', '.join(reached)}"
 
 
 def _headline(ledger: Ledger) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,44 +18,49 @@ from torch import Tensor
 
 from . import checkpoint
 from .checkpoint import Manifest
-from .config import Config, from_dict, parse_resume
+from .config import Config, parse_resume
 from .objective import Truncated
+from .plain import settings_in
 from .state import State, build
 
 Resume = Path | Literal["auto"] | None
 
 # Settings of a run's past, and those members of them that may differ all the same.
-_PAST: dict[str, set[str]] = {"seed": set(), "glow": set(), "data": {"root", "on_corrupt"}}
+_PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "glow": set(), "data": {"root", "on_corrupt"}}
 
 
-def settle(arguments: Sequence[str]) -> tuple[Config, Resume]:
+def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config, Resume]:
     """Command line → settings, and where to go on from.
 
     With `--resume`, what the command line leaves open is the checkpoint's; and a process that torchrun has restarted,
     which has the same command line as before, goes on with its run as if it said `--resume auto`.
 
+    Args:
+        arguments: dotted names and values.
+        base: the settings that they override; the quickstart by default.
+
     Raises:
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
-    config, wish = parse_resume(arguments)
+    config, wish = parse_resume(arguments) if base is None else _filled(arguments, base.as_dict())
     run = Path(config.run)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish = "auto"
     if wish is None:
         return config, None
-    source, run = _readable(run) if wish == "auto" else _named(Path(wish))
+    source, run = _readable(run) if wish == "auto" else _named(Path(wish), Path((base or Config()).run))
     if source:
-        base, told = checkpoint.read_manifest(source).config, source
+        then, told = checkpoint.read_manifest(source).config, source
     elif (run / "config.yaml").is_file():  # interrupted before its first checkpoint
-        base, told = yaml.safe_load((run / "config.yaml").read_text()), run / "config.yaml"
+        then, told = yaml.safe_load((run / "config.yaml").read_text()), run / "config.yaml"
     else:
         return config, "auto"
     try:
-        config = _filled(arguments, base | {"run": str(run)})
+        config, _ = _filled(arguments, then | {"run": str(run)})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"With the settings of {told}: {error}") from error
-    at = checkpoint.read_manifest(source).at if source else []
-    if config.cut.scheme == "balanced" and source and len(at) == config.cut.parts - 1:
+    at = checkpoint.read_manifest(source).at if source else then["cut"]["at"] or []
+    if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
         cut = dataclasses.replace(config.cut, scheme="explicit", at=at)  # measured once
         config = dataclasses.replace(config, cut=cut)
     return config, "auto" if wish == "auto" else source
@@ -95,7 +101,8 @@ def restore(state: State, source: Path) -> list[str]:
     """
     tensors, manifest = checkpoint.load(source)
     same_phases = _check_past(state.config, manifest, source)
-    expected = check_tensors(build(state.config, state.pixels)[0].values(), tensors, source)
+    check_own(state.own, manifest, source)
+    expected = check_tensors(build(state.config, state.pixels, state.flow)[0].values(), tensors, source)
     said = [f"goes on from {source}"]
     if manifest.at != state.borders[:-1]:
         said.append(f"cut anew: borders at {state.borders[:-1]}, in the checkpoint at {manifest.at}")
@@ -129,8 +136,8 @@ def _readable(run: Path) -> tuple[Path | None, Path]:
     return None, run
 
 
-def _named(path: Path) -> tuple[Path, Path]:
-    """A checkpoint, or a run, whose newest it then is; and the run that it belongs to."""
+def _named(path: Path, otherwise: Path) -> tuple[Path, Path]:
+    """A checkpoint, or a run, whose newest it then is; and the run that it belongs to, `otherwise` if to none."""
     if (path / "checkpoints").is_dir():
         found, wrong = checkpoint.newest(path)
         if found is None:
@@ -139,28 +146,28 @@ def _named(path: Path) -> tuple[Path, Path]:
     checkpoint.read_manifest(path)
     if path.resolve().parent.name == "checkpoints":
         return path, checkpoint.run_of(path)
-    return path, Path(Config().run)
+    return path, otherwise
 
 
-def _filled(arguments: Sequence[str], base: dict[str, Any]) -> Config:
-    """The settings of a command line, what it leaves open from `base`."""
+def _filled(arguments: Sequence[str], base: dict[str, Any]) -> tuple[Config, str | None]:
+    """The settings of a command line, what it leaves open from `base`, and what `--resume` says."""
     words: list[str] = []
     given: dict[str, Any] = {}
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in pairwise([*arguments, ""]):
         file = after if word == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else None
         if file is not None:
-            found = yaml.safe_load(Path(file).read_text()) or {}
+            found = settings_in(Path(file))
             given |= found
             words += ["--phases=[]"] * ("phases" in found)  # a list is given whole
         words.append(word)
     if "cut" in given or any(re.match(r"--cut\.(scheme|parts|at)", word) for word in arguments):
         base = base | {"cut": {"provisional_prior": base["cut"]["provisional_prior"]}}
-    return from_dict(base, words)
+    return parse_resume(words, base)
 
 
 def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     """Whether the phases are the checkpoint's; a ValueError where another part of the past differs."""
-    now, then = config.as_dict(), manifest.config
+    now, then = config.as_dict(), {"flow": "glow"} | manifest.config
     for name, free in _PAST.items():
         new, old = now[name], then.get(name)
         if not isinstance(new, dict) or not isinstance(old, dict):
@@ -208,6 +215,17 @@ def check_tensors(pieces: Iterable[Truncated], tensors: dict[str, Tensor], sourc
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{source} holds values of {name} that are not finite.")
     return expected
+
+
+def check_own(own: dict[str, str], manifest: Manifest, source: Path) -> None:
+    """A ValueError where a script hands over another flow, or other data, than those of the checkpoint."""
+    for what, digest in own.items():
+        if manifest.own.get(what, digest) != digest:
+            raise ValueError(
+                f"The {what} handed over {'is' if what == 'flow' else 'are'} not what {source} was made with (hash "
+                f"{digest}, there {manifest.own[what]}); what a run has begun with cannot change. Hand over the same, "
+                "or start a new run."
+            )
 
 
 def _provisional(name: str) -> bool:

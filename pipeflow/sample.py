@@ -203,7 +203,9 @@ def main(arguments: Sequence[str] | None = None, init_method: str = "env://") ->
         source = None if options.run.suffix == ".safetensors" else locate(options.run)
         parts, threads = (source.config.cut.parts, source.config.parallel.threads) if source else (1, 1)
         # Only small latents and control traffic travel here, through host memory.
-        world = open_world(ParallelConfig(backend="gloo", threads=threads), parts, options.device, init_method)
+        world = open_world(
+            ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method
+        )
     except (ValueError, OSError) as error:
         leave_the_word_to_rank_0()
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -43,7 +43,8 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._stream = Stream(run / "metrics" / "checkpoints.jsonl") if world.rank == 0 else None
-        world.first(lambda: self._sweep(step))
+        if not world.standing:  # else the others are at work on them
+            world.first(lambda: self._sweep(step))
 
     def save(self, parts: dict[int, dict[str, Tensor]], manifest: Manifest) -> Path:
         """Copies the tensors and returns; the checkpoint is whole some time later. Every process must call it.

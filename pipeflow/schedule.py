@@ -70,6 +70,18 @@ class PhaseConfig:
         return self.lr[part] if isinstance(self.lr, list) else self.lr
 
 
+@dataclass(frozen=True)
+class EndToEndConfig:
+    """How the whole model is spread over the processes that train it end to end.
+
+    Attributes:
+        engine: "ddp": every process holds all of it; "fsdp": weights, gradients and moments are spread, and gathered a
+            flow step at a time, for a model that does not fit one device.
+    """
+
+    engine: Literal["ddp", "fsdp"] = "ddp"
+
+
 class Turn(NamedTuple):
     """Some parts (positions from 0) learn from `steps` batches; the parts before the last of them run forward."""
 

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data import fetch
+from .data import fetch, share
 from .decode import Images
 from .noise import Purpose
 from .objective import Truncated
 from .packet import Packet
-from .part import scheme_cut
-from .pixels import Pixels
+from .part import flow_steps_behind
+from .points import Space
 from .trained import Trained
 from .world import ParallelConfig, World
 
@@ -114,16 +114,6 @@ def _not_finite(values: Figures) -> int:
     return int((~np.isfinite(values)).sum())
 
 
-def share(images: int, batch: int, rank: int, size: int) -> range:
-    """Numbers of the images that a process scores: consecutive whole batches, as even as can be, maybe none.
-
-    The batches are those of one process, since float32 sums may differ with the number of images beside one another.
-    """
-    batches = math.ceil(images / batch)
-    first, end = (min(images, batches * place // size * batch) for place in (rank, rank + 1))
-    return range(first, end)
-
-
 def score(
     trained: Trained,
     images: Images,
@@ -159,9 +149,8 @@ def score(
     if samples < 1 or batch < 1:
         raise ValueError(f"Cannot score with {samples} draws of noise in batches of {batch}; both must be at least 1.")
     world = world or World(ParallelConfig(threads=torch.get_num_threads()), 1, "cpu")
-    steps = config.glow.levels * config.glow.steps
-    ends = [*scheme_cut(config.cut, config.glow.levels, config.glow.steps), steps]
-    ends = [end for end in ends if end <= trained.manifest.started]
+    every = flow_steps_behind([piece.part for piece in trained.slices])
+    ends = [end for end in every if end <= trained.manifest.started]
     if not ends:
         raise ValueError(f"No part of {trained.directory} has started to learn; there is nothing to score yet.")
     slices = trained.slices[: len(ends)]
@@ -175,12 +164,12 @@ def score(
         found[:, :, at] = _nats(slices, given, pixels, seed, samples, index.to(device)).cpu().numpy()
     everyone = [np.frombuffer(data).reshape(2, len(ends), -1) for data in world.exchange(found.tobytes()) if data]
     bits = -np.concatenate(everyone, axis=2) / (pixels.dims * math.log(2))
-    rows = [Scored(part + 1, end, end == steps, bits[0, part], bits[1, part]) for part, end in enumerate(ends)]
+    rows = [Scored(part + 1, end, end == every[-1], bits[0, part], bits[1, part]) for part, end in enumerate(ends)]
     return Scores(len(images), seed, samples, rows)
 
 
 @torch.inference_mode()
-def _nats(slices: list[Truncated], images: Tensor, pixels: Pixels, seed: int, samples: int, index: Tensor) -> Tensor:
+def _nats(slices: list[Truncated], images: Tensor, pixels: Space, seed: int, samples: int, index: Tensor) -> Tensor:
     """(B, C, H, W) uint8 → (2, parts, B) float64, log-likelihoods: the mean over the draws, and their bound."""
     draws = torch.stack(
         [_behind(slices, pixels.noisy(images, seed, Purpose.EVALUATE, draw, index), pixels) for draw in range(samples)]
@@ -188,7 +177,7 @@ def _nats(slices: list[Truncated], images: Tensor, pixels: Pixels, seed: int, sa
     return torch.stack([draws.mean(0), draws.logsumexp(0) - math.log(samples)])
 
 
-def _behind(slices: list[Truncated], packet: Packet, pixels: Pixels) -> Tensor:
+def _behind(slices: list[Truncated], packet: Packet, pixels: Space) -> Tensor:
     """Log-likelihood behind every part, (parts, B) nats, added up in float64: a packet's own sum is float32."""
     logp = torch.full(packet.logp.shape, -pixels.dims * math.log(pixels.n), dtype=torch.float64, device=packet.z.device)
     rows = []

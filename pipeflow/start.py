@@ -1,7 +1,8 @@
 """ActNorm's data-dependent start: a part starts when it first learns, from the parts before it as they are then.
 
 To start part 2 behind a part 1 that has not learned would manufacture an instability. One packet of its own size goes
-down the chain; whoever is new starts from it, and hands on what it has become.
+down the chain; whoever is new starts from it, and hands on what it has become. Every replica starts from the same
+images, and takes what the first replica made of them: hosts of different make round differently.
 """
 
 import torch
@@ -34,4 +35,6 @@ def start(state: State, learners: tuple[int, ...]) -> None:
             with torch.no_grad():
                 outbox.send((part.initialise(given) if place in new else part(given)).sealed())
         close(ends)
+        for place in new & set(state.world.mine):
+            state.world.equalise(state.chain.slices[place])
     state.learned |= new

@@ -12,10 +12,13 @@ from .average import is_average
 from .chain import Chain
 from .checkpoint import Manifest
 from .config import Config
+from .flow import Step
 from .glow import glow_steps
 from .objective import Truncated, truncate
-from .part import scheme_cut
-from .pixels import Pixels
+from .own import Maker, check_name, own_steps
+from .part import flow_step_positions, flow_steps_behind, scheme_cut
+from .points import Space
+from .precision import set_precision
 from .sources import ImageSet
 from .world import World
 
@@ -30,7 +33,10 @@ class State:
         images: the training and the test split.
         pixels: what the images look like.
         chain: the parts that this process holds; after a join, all of them.
+        borders: how many flow steps lie before the end of each part.
         parameters: how many numbers the whole model learns.
+        flow: makes the steps of a flow that a script has handed over; None for a Glow.
+        own: short hashes of what a script has handed over.
         whole: the joined model; None while parts learn apart.
         moments: the optimizers' state by global name, as of the last pause.
         averages: of the weights, as "ema/<global name>", if the run keeps them.
@@ -45,9 +51,12 @@ class State:
     world: World
     config: Config
     images: ImageSet
-    pixels: Pixels
+    pixels: Space
     chain: Chain
+    borders: list[int]
     parameters: int
+    flow: Maker | None = None
+    own: dict[str, str] = field(default_factory=dict)
     whole: Truncated | None = None
     moments: dict[str, Tensor] = field(default_factory=dict)
     averages: dict[str, Tensor] = field(default_factory=dict)
@@ -87,13 +96,8 @@ class State:
             test_bits_per_dim=test_bits_per_dim,
             versions={"torch": torch.__version__, "python": platform.python_version()},
             files={},
+            own=self.own,
         )
-
-    @property
-    def borders(self) -> list[int]:
-        """How many flow steps lie before the end of each part."""
-        glow = self.config.glow
-        return [*scheme_cut(self.config.cut, glow.levels, glow.steps), glow.levels * glow.steps]
 
     @property
     def sizes(self) -> list[int]:
@@ -101,25 +105,49 @@ class State:
         return [end - start for start, end in pairwise([0, *self.borders])]
 
 
-def build(config: Config, pixels: Pixels) -> tuple[dict[int, Truncated], Truncated]:
+def steps_of(config: Config, pixels: Space, flow: Maker | None) -> list[Step]:
+    """The steps of the whole flow at their initial weights.
+
+    Raises:
+        ValueError: a flow that is not a Glow is not there, or one is there that the settings do not name.
+    """
+    check_name(config.flow, flow)
+    return glow_steps(config.glow, pixels.shape, config.seed) if flow is None else own_steps(flow, config.seed)
+
+
+def build(config: Config, pixels: Space, flow: Maker | None = None) -> tuple[dict[int, Truncated], Truncated]:
     """The model at its initial weights, the same in every process.
+
+    A flow of a script's own counts as one level, and ends in a standard normal.
 
     Returns:
         Its slices by position, and the whole, which shares their modules.
     """
-    steps = glow_steps(config.glow, pixels.shape, config.seed)
-    at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
-    slices, whole = truncate(steps, at, pixels.shape, config.glow.top_prior, config.cut.provisional_prior)
+    steps = steps_of(config, pixels, flow)
+    levels = 1 if flow else config.glow.levels
+    at = scheme_cut(config.cut, levels, len(flow_step_positions(steps)) // levels)
+    top_prior = "standard" if flow else config.glow.top_prior
+    slices, whole = truncate(steps, at, pixels.shape, top_prior, config.cut.provisional_prior)
+    set_precision(whole, config.precision, config.layout)
     return dict(enumerate(slices)), whole
 
 
-def fresh(world: World, config: Config, images: ImageSet, pixels: Pixels) -> State:
+def fresh(
+    world: World,
+    config: Config,
+    images: ImageSet,
+    pixels: Space,
+    flow: Maker | None = None,
+    own: dict[str, str] | None = None,
+) -> State:
     """A run that has not begun: this process keeps its own slices and drops the others."""
-    slices, whole = build(config, pixels)
+    slices, whole = build(config, pixels, flow)
     chain = Chain(
         world,
         {part: slices[part].to(world.device) for part in world.mine},
         [slices[part].part.event_out for part in sorted(slices)],
         config.digest(),
     )
-    return State(world, config, images, pixels, chain, sum(parameter.numel() for parameter in whole.parameters()))
+    borders = flow_steps_behind([piece.part for piece in slices.values()])
+    parameters = sum(parameter.numel() for parameter in whole.parameters())
+    return State(world, config, images, pixels, chain, borders, parameters, flow, own or {})

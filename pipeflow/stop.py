@@ -2,6 +2,7 @@
 
 Parts work on different batches at any moment, and none may be left waiting for a packet. So the head of the chain
 names the last batch before it sends it: whoever has taken part in that batch finds the name, and stops behind it.
+Heads of other replicas may be ahead of it where they do not learn; so it names a batch that none can have reached.
 """
 
 import time
@@ -34,21 +35,27 @@ class Stop:
 
     Args:
         world: the processes.
+
+    Attributes:
+        reached: no process is behind it; where one was lost and catches up, others may have got further.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.reached = 0
         self._looked = 0.0
-        self._named = False
+        self._named = bool(world.notes(["last"])[0])
 
     def before(self, step: int) -> None:
         """Called before batch `step`: the first process looks, now and then, whether somebody asked."""
         now = time.monotonic()
-        if self.world.rank == 0 and not self._named and now - self._looked >= _POLL_S:
+        if self.world.rank == 0 and not self._named and step > self.reached and now - self._looked >= _POLL_S:
             self._looked = now
             if self.world.notes(["asked"])[0]:
                 self._named = True
-                self.world.note("last", str(step))
+                grid = self.world.grid
+                lead = grid.lead(self.world.config.depth) if grid.replicas > 1 else 0
+                self.world.note("last", str(step + lead))
 
     def after(self, step: int) -> bool:
         """Called behind batch `step`: whether it was the last."""

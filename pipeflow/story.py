@@ -211,7 +211,11 @@ def read(place: str | Path) -> Story:
         samples=_samples(run),
         steps=steps,
         seconds=seconds,
-        sent=_sent(steps, tracks, [*until, (int(steps[-1]), config)], newest.image) if newest else None,
+        sent=(
+            _sent(steps, tracks, [*until, (int(steps[-1]), config)], newest.image)
+            if newest and config.flow == "glow"  # the shapes inside a flow of a script's own only that script knows
+            else None
+        ),
         paused=paused,
     )
 

@@ -1,19 +1,35 @@
-"""python -m pipeflow.train: the command; everything it does is `pipeflow.fit`."""
+"""python -m pipeflow.train: the command; everything it does is `pipeflow.fit`.
+
+A script with a flow of its own is the same command: it calls `main` with its settings, its flow and its data.
+"""
 
 import sys
 from collections.abc import Sequence
 
+from .config import Config
 from .fault import tell
+from .own import Maker, Splits
 from .resume import settle
 from .trainer import fit
 from .watch import Watch
 from .world import LostError, leave_the_word_to_rank_0, open_world
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; returns the exit code that `fault.tell` lists."""
+def main(
+    arguments: Sequence[str] | None = None,
+    base: Config | None = None,
+    flow: Maker | None = None,
+    data: Splits | None = None,
+) -> int:
+    """Trains; returns the exit code that `fault.tell` lists.
+
+    Args:
+        arguments: of the command line; the process's own by default.
+        base: the settings that they override; the quickstart by default.
+        flow, data: of a script's own, as for `pipeflow.fit`.
+    """
     try:
-        config, resume = settle(sys.argv[1:] if arguments is None else arguments)
+        config, resume = settle(sys.argv[1:] if arguments is None else arguments, base)
         world = open_world(config.parallel, config.cut.parts, config.device)
     except LostError as error:
         print(f"pipeflow: {error}", file=sys.stderr, flush=True)
@@ -24,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with Watch(world) as watch:
         try:
-            fit(config, world, resume)
+            fit(config, world, resume, flow, data)
         except (Exception, KeyboardInterrupt) as error:
             return tell(world, watch, error)
     world.close()

@@ -18,10 +18,12 @@ from .average import averaged
 from .checkpoint import Manifest
 from .config import Config, from_dict
 from .glow import GlowConfig
-from .model import Flow, Glow
+from .model import Flow
 from .objective import Truncated
-from .pixels import Pixels
-from .resume import check_tensors
+from .own import Maker, check_flow
+from .part import CutConfig
+from .points import Space, space
+from .resume import check_own, check_tensors
 from .state import build
 
 EXPORT_FORMAT = 1
@@ -38,8 +40,8 @@ class Source:
     @property
     def began(self) -> int:
         """How many parts have begun to learn."""
-        ends = [*self.manifest.at, self.config.glow.levels * self.config.glow.steps]
-        return sum(end <= self.manifest.started for end in ends)
+        at, started = self.manifest.at, self.manifest.started
+        return sum(border <= started for border in at) + (started > max([0, *at]))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Trained:
     directory: Path
     manifest: Manifest
     config: Config
-    pixels: Pixels
+    pixels: Space
     slices: list[Truncated]
     whole: Truncated
 
@@ -91,20 +93,22 @@ def locate(place: str | Path) -> Source:
         raise ValueError(f"The settings in {directory} are damaged: {error}") from error
 
 
-def read(place: str | Path | Source) -> Trained:
+def read(place: str | Path | Source, flow: Maker | None = None) -> Trained:
     """A run's newest whole checkpoint, or a checkpoint; with averaged weights, where the run keeps them (`ema`).
 
     Args:
         place: a run directory, `RUN/checkpoints/step-<n>`, or what `locate` returned.
+        flow: makes the steps, where they are those of a script's own flow.
 
     Raises:
-        ValueError: there is nothing of the kind, or it is damaged.
+        ValueError: there is nothing of the kind, it is damaged, or the flow is another.
     """
     source = place if isinstance(place, Source) else locate(place)
     tensors, manifest = checkpoint.load(source.directory)
-    channels, height, width = manifest.image
-    pixels = Pixels((channels, height, width), manifest.levels, source.config.data.bits)
-    slices, whole = build(source.config, pixels)
+    pixels = space(manifest.image, manifest.levels, source.config.data.bits)
+    if flow is not None:
+        check_own({"flow": check_flow(flow, source.config.flow, pixels.shape)}, manifest, source.directory)
+    slices, whole = build(source.config, pixels, flow)
     expected = check_tensors(slices.values(), tensors, source.directory)
     for piece in slices.values():
         piece.load_global_state(expected | averaged(tensors))
@@ -112,29 +116,37 @@ def read(place: str | Path | Source) -> Trained:
     return Trained(source.directory, manifest, source.config, pixels, list(slices.values()), whole)
 
 
-def load(place: str | Path) -> Flow:
+def load(place: str | Path, flow: Maker | None = None, parts: int | None = None) -> Flow:
     """The trained model as a plain module on the CPU: `log_prob`, `sample`, `encode`, `decode`.
 
     Args:
         place: a run directory, a checkpoint, or a `.safetensors` file that `export` wrote.
+        flow: makes the steps, where they are those of a script's own flow.
+        parts: the flow that stops behind so many parts, with its provisional prior; the whole model by default.
 
     Raises:
-        ValueError: there is nothing of the kind, or it is damaged.
+        ValueError: there is nothing of the kind, it is damaged, the flow is another, or has no such part.
     """
     if Path(place).suffix == ".safetensors":
-        return _imported(Path(place))
-    return read(place).flow()
+        if parts is not None:
+            raise ValueError(f"{place} is an exported flow, which has no parts; load it from its run.")
+        return _imported(Path(place), flow)
+    trained = read(place, flow)
+    if parts is not None and not 1 <= parts <= len(trained.slices):
+        raise ValueError(f"parts is {parts}, but the flow in {place} has parts 1 to {len(trained.slices)}.")
+    return trained.flow(parts)
 
 
-def export(place: str | Path, file: str | Path) -> None:
+def export(place: str | Path, file: str | Path, flow: Maker | None = None) -> None:
     """Writes the weights of a run as `file` (.safetensors), and beside it, as .json, the model that they belong to.
 
     Args:
         place: a run directory or a checkpoint.
         file: where to; never written over.
+        flow: makes the steps, where they are those of a script's own flow.
 
     Raises:
-        ValueError: the run is none, the name does not end in .safetensors, or is taken.
+        ValueError: the run is none, the flow another, the name does not end in .safetensors, or is taken.
     """
     file = Path(file)
     if file.suffix != ".safetensors":
@@ -143,25 +155,26 @@ def export(place: str | Path, file: str | Path) -> None:
     for path in (file, about):
         if path.exists():
             raise ValueError(f"{path} is there already, and is not written over.")
-    trained = read(place)
-    settings: dict[str, Any] = {"format": EXPORT_FORMAT, "glow": dataclasses.asdict(trained.config.glow)}
-    settings |= {"image": trained.manifest.image, "levels": trained.pixels.levels, "bits": trained.pixels.bits}
+    trained = read(place, flow)
+    config = trained.config
+    settings: dict[str, Any] = {"format": EXPORT_FORMAT, "flow": config.flow, "glow": dataclasses.asdict(config.glow)}
+    settings |= {"image": trained.manifest.image, "levels": trained.pixels.levels, "bits": config.data.bits}
     save_file({name: tensor.contiguous() for name, tensor in trained.whole.global_state().items()}, file)
     about.write_text(json.dumps(settings | {"step": trained.manifest.step}, indent=2) + "\n")
 
 
-def _imported(file: Path) -> Flow:
+def _imported(file: Path, flow: Maker | None) -> Flow:
     about = file.with_suffix(".json")
     try:
         settings, tensors = json.loads(about.read_text()), tensors_from(file.read_bytes())
         if settings["format"] != EXPORT_FORMAT:
             raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
-        channels, height, width = settings["image"]
-        image = (channels, height, width)
-        flow = Glow(GlowConfig(**settings["glow"]), image, settings["bits"], settings["levels"])
+        pixels = space(settings["image"], settings["levels"], settings["bits"])
+        glow, cut = GlowConfig(**settings["glow"]), CutConfig("explicit", 1, [])
+        config = Config(flow=settings.get("flow", "glow"), glow=glow, cut=cut)
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
-    truncated = Truncated(flow.parts()[0], flow.prior, "prior")
-    check_tensors([truncated], tensors, file)
-    truncated.load_global_state(tensors)
-    return flow.eval()
+    _, whole = build(config, pixels, flow)
+    check_tensors([whole], tensors, file)
+    whole.load_global_state(tensors)
+    return Flow([whole.part], whole.prior, pixels).eval()

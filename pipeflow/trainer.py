@@ -10,30 +10,45 @@ from typing import Any
 from .balance import balanced_cut, flow_step_costs, measure_steps
 from .checkpoint import run_of
 from .config import Config
-from .data import check_enough
+from .data import DataConfig, check_enough
 from .glow import glow_steps
 from .ledger import Ledger, evaluate
 from .metrics import say
+from .own import Maker, Splits, check_flow, check_name, own_data
 from .part import CutConfig
 from .phase import Phase
 from .pixels import Pixels
+from .planned import read_plan
+from .points import Points, Space
+from .precision import set_tensor_cores
 from .record import Record, refuse_old_run
+from .rejoin import forget, recall
 from .resume import Resume, find, restore
 from .saver import Saver
 from .schedule import phase_steps, turns
 from .sources import ImageSet, load
-from .state import State, fresh
+from .state import State, fresh, steps_of
 from .stop import Stop, StopRequested
 from .world import World, open_world
 
 
-def fit(config: Config, world: World | None = None, resume: Resume = None) -> dict[str, Any]:
+def fit(
+    config: Config,
+    world: World | None = None,
+    resume: Resume = None,
+    flow: Maker | None = None,
+    data: Splits | None = None,
+) -> dict[str, Any]:
     """Trains, evaluates and saves, in as many processes as the environment describes.
 
     Args:
         config: the settings; all processes must have the same.
         world: the processes; by default those that the environment describes.
         resume: a checkpoint to go on from, or "auto" for the newest whole one of the run directory, if there is any.
+        flow: makes the steps of a flow of your own, for settings that give it a name (`flow`); the weights that it
+            draws from torch's generator depend on the seed. Every process must make the same.
+        data: training and test data of your own, for settings with data.name "own": float (N, *event), or images as
+            uint8 (N, H, W, C). Every process must have the same.
 
     Returns:
         What `result.json` in the run directory says.
@@ -46,7 +61,8 @@ def fit(config: Config, world: World | None = None, resume: Resume = None) -> di
         StopRequested: the run was asked to stop, and has been saved.
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
-    state = _prepare(world, config, resume)
+    set_tensor_cores(config.precision)
+    state = _come_back(world, config, flow, data) if world.standing else _prepare(world, config, resume, flow, data)
     config, run = state.config, Path(state.config.run)
     if (result := _finished(state)) is not None:
         say(world, f"{run} is complete, nothing is left to do: result.json is there.")
@@ -55,6 +71,11 @@ def fit(config: Config, world: World | None = None, resume: Resume = None) -> di
     begins = list(accumulate((phase_steps(phase, images, batch) for phase in config.phases), initial=state.begun))
     record = Record(state, begins[-1])
     saver = Saver(world, run, config.checkpoint, state.step)
+    if not world.standing:
+        forget(state)
+    planned = read_plan(run, config, state.pixels.shape, world.device)
+    if planned.said:
+        say(world, planned.said)
     scores: dict[int, Ledger] = {}
 
     def score() -> None:
@@ -62,9 +83,11 @@ def fit(config: Config, world: World | None = None, resume: Resume = None) -> di
         record.evaluated(scores[state.step])
 
     def save(elapsed: dict[str, float]) -> None:
-        parts = {part: state.part_state(part) for part in world.mine}
+        parts = {part: state.part_state(part) for part in world.mine if world.replica == 0}  # replicas are equal
         bits = scores[state.step].bits_per_dim if state.step in scores else None
         saver.save(parts, state.manifest(elapsed, bits))
+        if world.config.rejoin_s:
+            saver.settle()  # whoever is lost behind this point must not owe its share of a checkpoint
 
     for number, settings in list(enumerate(config.phases, 1))[len(state.ended) :]:
         begin, steps = begins[number - 1], begins[number] - begins[number - 1]
@@ -77,8 +100,14 @@ def fit(config: Config, world: World | None = None, resume: Resume = None) -> di
             raise
         _check_finite(scores[state.step], number, state)
         took = phase.elapsed()
-        rate = steps * batch / took["train_seconds"]
-        state.ended = [*state.ended, {"schedule": settings.schedule, "steps": steps, **took, "images_per_s": rate}]
+        ended = {
+            "schedule": settings.schedule,
+            "steps": steps,
+            **took,
+            "images_per_s": steps * batch / took["train_seconds"],
+            "predicted_images_per_s": planned.images_per_s(config, settings, images, world),
+        }
+        state.ended = [*state.ended, ended]
         state.elapsed = dict.fromkeys(took, 0.0)
         save(state.elapsed)
         saver.settle()
@@ -88,24 +117,36 @@ def fit(config: Config, world: World | None = None, resume: Resume = None) -> di
             raise StopRequested(state.step, cause)
     if state.step not in scores:
         score()
+    forget(state)
     return record.ends(scores[state.step])
 
 
-def _prepare(world: World, config: Config, resume: Resume) -> State:
+def _prepare(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> State:
     """Everything that can be refused is refused here, before anything is written."""
-    config.check_world(world.size)
+    config.check_world(world.size, world.grid.replicas)
+    if config.cuda_graphs and world.device.type != "cuda":
+        raise ValueError(f"cuda_graphs is on, but the run is on {world.device.type} (device); leave it off there.")
     world.agree("the settings", f"hash {config.digest()}")
     source, said = world.first(lambda: find(config, resume))
     if resume is None or (source and run_of(source) != Path(config.run).resolve()):
         world.first(lambda: refuse_old_run(Path(config.run)))
-    images = world.first(lambda: _load(config))
-    pixels = _pixels(config, images)
-    state = fresh(world, _measured(world, config, pixels), images, pixels)
+    images, pixels, own = world.first(lambda: _load(config, flow, data))
+    world.agree("what the script hands over", f"hashes {own}")
+    state = fresh(world, _measured(world, config, pixels, flow), images, pixels, flow, own)
     if source:
         said += world.first(lambda: restore(state, source))
     world.agree("the checkpoint", f"step {state.step} of {source}")
     for sentence in said:
         say(world, sentence)
+    return state
+
+
+def _come_back(world: World, config: Config, flow: Maker | None, data: Splits | None) -> State:
+    """The run as this process left it when it was lost; the others wait for it."""
+    images, pixels, own = _load(config, flow, data)
+    state = fresh(world, config, images, pixels, flow, own)
+    recall(state)
+    print(f"{world.place()} is back: goes on from step {state.step}", flush=True)
     return state
 
 
@@ -118,29 +159,49 @@ def _finished(state: State) -> dict[str, Any] | None:
     return result
 
 
-def _load(config: Config) -> ImageSet:
-    """The images, checked against every setting that concerns them."""
-    data = config.data
-    images = load(data.name, data.root, data.image_size, data.on_corrupt)
-    check_enough(data, len(images.train))
-    glow_steps(dataclasses.replace(config.glow, steps=1, hidden=1), _pixels(config, images).shape)
+def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[ImageSet, Space, dict[str, str]]:
+    """The data, what they look like, and hashes of what is handed over; checked against all that concerns them."""
+    check_name(config.flow, flow)
+    images, own = _images(config.data, data)
+    check_enough(config.data, len(images.train))
+    pixels = _pixels(config.data, images)
+    if flow is not None:
+        own["flow"] = check_flow(flow, config.flow, pixels.shape)
+    elif config.flow == "glow":
+        glow_steps(dataclasses.replace(config.glow, steps=1, hidden=1), pixels.shape)
     for phase in config.phases:
-        turns(phase, config.cut.parts, len(images.train), data.batch)
-    return images
+        turns(phase, config.cut.parts, len(images.train), config.data.batch)
+    return images, pixels, own
 
 
-def _pixels(config: Config, images: ImageSet) -> Pixels:
-    height, width, channels = images.train.shape[1:]
-    return Pixels((channels, height, width), images.levels, config.data.bits)
+def _images(config: DataConfig, data: Splits | None) -> tuple[ImageSet, dict[str, str]]:
+    """The two splits, and a hash of them where a script hands them over."""
+    if config.name == "own":
+        if data is None:
+            raise ValueError("data.name is own, but no data are handed over: pipeflow.fit(…, data=(train, test)).")
+        images, digest = own_data(data)
+        return images, {"data": digest}
+    if data is not None:
+        raise ValueError(f"Data are handed over, but data.name is {config.name}; set it to own.")
+    return load(config.name, config.root, config.image_size, config.on_corrupt), {}
 
 
-def _measured(world: World, config: Config, pixels: Pixels) -> Config:
+def _pixels(config: DataConfig, images: ImageSet) -> Space:
+    if images.levels:
+        height, width, channels = images.train.shape[1:]
+        return Pixels((channels, height, width), images.levels, config.bits)
+    if config.flip or config.bits != 8:
+        raise ValueError("data.flip and data.bits are for images, but the data are points; leave them out.")
+    return Points(images.train.shape[1:])
+
+
+def _measured(world: World, config: Config, pixels: Space, flow: Maker | None) -> Config:
     """The settings with a balanced cut made explicit: measured once, by rank 0."""
     if config.cut.scheme != "balanced":
         return config
     at: tuple[int, ...] = ()
     if world.rank == 0:
-        steps = glow_steps(config.glow, pixels.shape, config.seed)
+        steps = steps_of(config, pixels, flow)
         seconds = measure_steps(steps, pixels.shape, config.data.batch, world.device)
         at = balanced_cut(flow_step_costs(steps, seconds), config.cut.parts)
     at = tuple(json.loads(world.exchange(json.dumps(at).encode())[0]))

@@ -15,7 +15,7 @@ from .chain import Chain
 from .model import Flow
 from .noise import Purpose, normal
 from .objective import Truncated
-from .pixels import Pixels
+from .points import Space
 from .trained import Source, read
 from .world import World
 
@@ -23,7 +23,7 @@ BATCH = 256
 """Images that a process works on at a time."""
 
 
-def hold(world: World, source: Source) -> tuple[Chain, Pixels]:
+def hold(world: World, source: Source) -> tuple[Chain, Space]:
     """This process's parts of a trained flow, and what its images look like; the other parts are not kept.
 
     Args:
@@ -48,7 +48,7 @@ def alone(world: World, flow: Flow) -> Chain:
 
 
 @torch.inference_mode()
-def draw(chain: Chain, pixels: Pixels, n: int, temperatures: list[float], seed: int) -> list[Tensor]:
+def draw(chain: Chain, pixels: Space, n: int, temperatures: list[float], seed: int) -> list[Tensor]:
     """Draws the images that `Flow.sample(n, temperature, seed)` draws; all processes must call it.
 
     Args:

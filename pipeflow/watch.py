@@ -41,6 +41,8 @@ class Watch:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._rounds = 0
+        self._guard = threading.Thread(target=self._stand_by, name="guard", daemon=True)
         self._ended = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
         self._wakeup = -1
@@ -52,6 +54,8 @@ class Watch:
             self._handlers = {number: signal.signal(number, lambda *_: None) for number in _ASKING}
         self._beat()
         self._thread.start()
+        if self.others:
+            self._guard.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -80,7 +84,10 @@ class Watch:
             return self._silent_or_behind()
         for _ in self.others:
             waits_for = self.last(rank).get("waits_for")
-            if waits_for is None or waits_for in (EVERYONE, self.world.rank):
+            if waits_for == EVERYONE:
+                found = self._silent_or_behind()
+                return rank if found is None else found
+            if waits_for is None or waits_for == self.world.rank:
                 break
             rank = waits_for
         return rank
@@ -111,6 +118,7 @@ class Watch:
         told_since = None
         before = time.monotonic()
         while not self._ended.is_set():
+            self._rounds += 1
             if select.select([self._read], [], [], self.config.heartbeat_s)[0]:
                 self._heard(os.read(self._read, 64))
             now = time.monotonic()
@@ -120,6 +128,9 @@ class Watch:
             try:
                 self._beat()
                 if self._ended.is_set() or not self.others:
+                    continue
+                if self.world.pulse.patient:  # whoever is lost may come back; the loop waits for it, not for ever
+                    self._seen, self._active, told_since = {}, {}, None
                     continue
                 fault = self._look(now)
                 told_since = told_since or (now if self._told() else None)
@@ -131,6 +142,20 @@ class Watch:
                 os._exit(1)
             if told_since and now - told_since > 2 * self.config.heartbeat_s + 1:
                 os._exit(1)  # another process has said why; the loop is still inside a wait
+
+    def _stand_by(self) -> None:
+        """Ends this process where the store is out of reach: a call over a cable that was cut never returns."""
+        missed, before = 0, -1
+        while not self._ended.wait(self.config.heartbeat_s):
+            missed = missed + 1 if self._rounds == before else 0
+            before = self._rounds
+            if missed > MISSED:
+                where = f"{self.world.place()}, step {self.world.pulse.step}"
+                what = (
+                    f"the store where the processes meet has not answered for {missed * self.config.heartbeat_s:.1f} s"
+                )
+                print(f"pipeflow: {where}: {what}: this host is cut off", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def _heard(self, numbers: bytes) -> None:
         for number in numbers:

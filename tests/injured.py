@@ -58,7 +58,9 @@ class Ended(NamedTuple):
         return [line for text in self.said for line in text.splitlines() if line.startswith("pipeflow: ")]
 
 
-def run(size: int, words: list[str], directory: Path, fault: Fault | None = None, **scene: int) -> Ended:
+def run(
+    size: int, words: list[str], directory: Path, fault: Fault | None = None, comes_back: bool = False, **scene: int
+) -> Ended:
     """Starts `pipeflow.train` in `size` processes and waits for all of them to end.
 
     A process that was stopped (SIGSTOP) gets what torchrun would give it, SIGKILL, when all others have ended.
@@ -68,6 +70,7 @@ def run(size: int, words: list[str], directory: Path, fault: Fault | None = None
         words: the command line.
         directory: an empty one, for the processes to meet and to write their output to.
         fault: called in every process before it begins, to prepare what happens at the scene.
+        comes_back: a process that fails is started again, twice at most, without the fault, as by an agent of its own.
         scene: rank, target and step.
 
     Raises:
@@ -79,11 +82,19 @@ def run(size: int, words: list[str], directory: Path, fault: Fault | None = None
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     arguments = (size, store.port, words, directory, fault, scene)
     processes = [context.Process(target=_enter, args=(rank, *arguments)) for rank in range(size)]
+    again: list[int] = []
     began = time.monotonic()
     for process in processes:
         process.start()
     deadline = began + 120
-    while (left := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        for rank, process in enumerate(processes):
+            if comes_back and again.count(rank) < 2 and process.exitcode not in (None, 0):
+                again.append(rank)
+                processes[rank] = context.Process(target=_enter, args=(rank, *arguments[:3], directory, None, {}))
+                processes[rank].start()
+        if not (left := [process for process in processes if process.is_alive()]):
+            break
         if len(left) == 1 and _stopped(left[0].pid):
             left[0].kill()
         time.sleep(0.02)
@@ -109,9 +120,13 @@ def _stopped(pid: int | None) -> bool:
 def _enter(
     rank: int, size: int, port: int, words: list[str], directory: Path, fault: Fault | None, scene: dict[str, int]
 ) -> None:
-    output = os.open(directory / f"said-{rank}", os.O_WRONLY | os.O_CREAT)
+    output = os.open(directory / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    if (directory / f"pid-{rank}").exists():
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+        (directory / f"again-{rank}").touch()
+        (directory / f"again-{rank}").touch()
     (directory / f"pid-{rank}").write_text(str(os.getpid()))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -162,14 +177,22 @@ def kill(scene: Scene) -> None:
     at_the_batch(scene, lambda: os.kill(scene.pid(), signal.SIGKILL))
 
 
+def _request(scene: Scene, number: signal.Signals) -> None:
+    def act() -> None:
+        os.kill(scene.pid(), number)
+        time.sleep(0.5)  # or a short run could be over before it is heard
+
+    at_the_batch(scene, act)
+
+
 def terminate(scene: Scene) -> None:
     """SIGTERM, from a scheduler that wants the node back."""
-    at_the_batch(scene, lambda: os.kill(scene.pid(), signal.SIGTERM))
+    _request(scene, signal.SIGTERM)
 
 
 def user_signal(scene: Scene) -> None:
     """SIGUSR1, as Slurm sends it before the time is up."""
-    at_the_batch(scene, lambda: os.kill(scene.pid(), signal.SIGUSR1))
+    _request(scene, signal.SIGUSR1)
 
 
 def freeze(scene: Scene) -> None:

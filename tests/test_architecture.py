@@ -7,13 +7,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeflow"
 FLOORS = [  # within a floor, a module may import only those written before it
-    "packet noise pixels options traffic pulse meeting",
+    "packet late noise pixels points options units traffic pulse meeting claim",
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
-    "glow part objective world decode folder published sources data optimizer average",
-    "link stop watch stage balance board metrics model sheet",
-    "chain ledger schedule sentence plain checkpoint saver config state resume join start",
-    "phase record fault",
-    "trained score upstream pictures trainer train evaluate sample plan story figures page report",
+    "precision glow passage part objective grid placement world decode folder published sources own data optimizer "
+    "average",
+    "graphs link backlog stop watch stage cost measure balance board metrics model sheet",
+    "chain ledger schedule pipeline forecast crew sentence plain checkpoint saver config state survey resume join "
+    "start rejoin",
+    "phase record fault planned outlook",
+    "trained score upstream pictures trainer train evaluate sample story figures page report tables chart plan",
 ]
 HEIGHT = {name: height for height, name in enumerate(" ".join(FLOORS).split())}
 TRANSPORT = {"world.py", "link.py"}

@@ -12,7 +12,6 @@ from PIL import Image
 
 from pipeflow.config import Config, parse
 from pipeflow.train import main
-from pipeflow.world import owners
 
 SMALL = ["--glow.levels", "2", "--glow.steps", "2", "--glow.hidden", "8", "--data.batch", "16", "--device", "cpu"]
 
@@ -171,8 +170,13 @@ RANGES = {
     "cut.parts": (["--cut.parts", "0"], ["cut.parts is 0", "at least 1"]),
     "parallel.depth": (["--parallel.depth", "0"], ["parallel.depth is 0", "at least 1"]),
     "parallel.threads": (["--parallel.threads", "-1"], ["parallel.threads is -1", "at least 1"]),
+    "fsdp and invert": (
+        ["--activations", "invert", "--end_to_end.engine", "fsdp"],
+        ["activations is invert and end_to_end.engine is fsdp", "use activations checkpoint"],
+    ),
+    "parallel.rejoin_s": (["--parallel.rejoin_s", "-1"], ["parallel.rejoin_s is -1", "not be negative"]),
     "parallel.timeout_s": (["--parallel.timeout_s", "0"], ["parallel.timeout_s is 0", "positive"]),
-    "parallel.replicas": (["--parallel.replicas", "2"], ["parallel.replicas is 2", "not supported yet"]),
+    "parallel.replicas": (["--parallel.replicas", "0"], ["parallel.replicas is 0", "at least 1"]),
     "eval_every": (["--eval_every", "0"], ["eval_every is 0", "positive"]),
     "max_bad_steps": (["--max_bad_steps", "0"], ["max_bad_steps is 0", "positive"]),
     "lr 0": (phases(phase(lr=0)), ["lr is 0", "simultaneous", "positive"]),
@@ -284,42 +288,16 @@ def test_nccl_needs_a_gpu(refused):
 
 
 @pytest.mark.parametrize(
-    ("parts", "size", "owner"),
-    [
-        (1, 1, (0,)),
-        (3, 1, (0, 0, 0)),
-        (3, 2, (0, 0, 1)),
-        (3, 3, (0, 1, 2)),
-        (5, 2, (0, 0, 0, 1, 1)),
-        (7, 3, (0, 0, 0, 1, 1, 2, 2)),
-    ],
-)
-def test_owners(parts, size, owner):
-    assert owners(parts, size) == owner
-
-
-@pytest.mark.parametrize(
-    ("parts", "size", "message"),
-    [
-        (3, 4, r"4 processes do not fit 3 parts: start 1 to 3 processes"),
-        (3, 5, r"5 processes do not fit 3 parts"),
-        (3, 6, r"6 processes would be 2 chains of 3 parts; replicas are not supported yet\. Start 1 to 3 processes"),
-        (1, 2, r"2 processes would be 2 chains of 1 parts?"),
-    ],
-)
-def test_numbers_of_processes_that_do_not_fit(parts, size, message):
-    with pytest.raises(ValueError, match=message):
-        owners(parts, size)
-
-
-@pytest.mark.parametrize(
     ("batch", "size", "nearest"), [(64, 3, 63), (62, 4, 64), (2, 3, 3), (1, 3, 3), (50, 3, 51), (97, 2, 96)]
 )
 def test_batches_that_the_processes_cannot_share(batch, size, nearest):
     words = ["--data.batch", str(batch)]
     with pytest.raises(ValueError, match=f"data.batch is {batch}, which {size} processes .* is {nearest}"):
         parse([*words, *phases(phase(), phase("end_to_end"))]).check_world(size)
-    parse([*words, *phases(phase(), phase("alternate"))]).check_world(size)
+    apart = parse([*words, *phases(phase(), phase("alternate"))])
+    apart.check_world(size)
+    with pytest.raises(ValueError, match=f"data.batch is {batch}, which {size} replicas .* is {nearest}"):
+        apart.check_world(2 * size, replicas=size)
     parse(["--data.batch", str(nearest)]).check_world(size)
     Config().check_world(1)
 

@@ -29,6 +29,21 @@ def test_no_cut_is_better(size):
             assert largest(costs, at) == min(largest(costs, cut) for cut in cuts)
 
 
+@pytest.mark.parametrize("size", range(2, 8))
+def test_no_cut_is_better_where_links_take_time(size):
+    generator = torch.Generator().manual_seed(size)
+    for parts in range(2, size + 1):
+        for _ in range(10):
+            costs = torch.randint(1, 6, (size,), generator=generator).double().tolist()
+            carry = torch.randint(1, 12, (size,), generator=generator).double().tolist()
+
+            def slowest(at, costs=costs, carry=carry):
+                return max(largest(costs, at), *(carry[border - 1] for border in at))
+
+            cuts = list(combinations(range(1, size), parts - 1))
+            assert slowest(balanced_cut(costs, parts, carry)) == min(slowest(cut) for cut in cuts)
+
+
 @pytest.mark.parametrize(
     ("costs", "parts", "at"),
     [
@@ -95,7 +110,7 @@ def test_steps_are_measured_and_left_as_they_were(steps, device, perturb):
     perturb(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     devices = {parameter.device for parameter in model.parameters()}
-    seconds = measure_steps(steps, (1, 8, 8), 4, device, repeats=1)
+    seconds = measure_steps(steps, (1, 8, 8), 4, device)
     assert len(seconds) == len(steps) and all(second > 0 for second in seconds)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -103,14 +118,14 @@ def test_steps_are_measured_and_left_as_they_were(steps, device, perturb):
 
 
 def test_one_kind_at_one_shape_is_measured_once(steps, device):
-    seconds = measure_steps(steps, (1, 8, 8), 4, device, repeats=1)
+    seconds = measure_steps(steps, (1, 8, 8), 4, device)
     assert seconds[1] == seconds[2] and seconds[5] == seconds[6]
     different = [seconds[index] for index in (0, 1, 3, 4, 5, 7, 8, 9)]
     assert len(set(different)) == len(different)
 
 
 def test_a_measured_cut_is_a_cut(steps, device):
-    costs = flow_step_costs(steps, measure_steps(steps, (1, 8, 8), 4, device, repeats=1))
+    costs = flow_step_costs(steps, measure_steps(steps, (1, 8, 8), 4, device))
     assert len(costs) == 6 == sum(not isinstance(step, Squeeze | Split) for step in steps)
     at = balanced_cut(costs, 3)
     assert check_cut(at, 6) == at

@@ -72,7 +72,7 @@ def test_the_run_directory_holds_what_the_design_promises(run):
 
 
 def test_a_number_of_processes_that_does_not_fit(tmp_path):
-    done = torchrun(2, "--run", "a", *SMALL, *PHASES, "--cut.parts", "1", cwd=tmp_path)
+    done = torchrun(2, "--run", "a", *SMALL, *PHASES, "--parallel.replicas", "3", cwd=tmp_path)
     assert done.returncode != 0 and not (tmp_path / "a").exists()
     sentences = [line for line in done.stderr.splitlines() if line.startswith("pipeflow: ")]
     assert len(sentences) == 1 and "2 processes" in sentences[0], done.stderr

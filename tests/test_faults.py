@@ -97,7 +97,7 @@ def killed_at_the_start(scene: Scene) -> None:
 def killed_at_the_switch(scene: Scene) -> None:
     import pipeflow.phase
 
-    in_a_call(scene, pipeflow.phase, "join", lambda: os.kill(scene.pid(), 9), lambda state: state.step)
+    in_a_call(scene, pipeflow.phase, "join", lambda: os.kill(scene.pid(), 9), lambda state, *_: state.step)
 
 
 def killed_while_writing(scene: Scene) -> None:
@@ -182,7 +182,21 @@ CASES = {
     "losses that are not finite, end to end": raises(
         2, bad_losses, 34, 1, r"end to end \(rank \d\) stops at step 43: "
     ),
+    # two replicas of two processes: parts 1 and 2 on ranks 0 and 2, part 3 on ranks 1 and 3
+    "killed, simultaneous, head of replica 2": dies(4, kill, 8, 2, within_s=SILENT),
+    "killed, alternate, learner of replica 2": dies(4, kill, 17, 2, within_s=SILENT),
+    "killed, end to end, tail of replica 1": dies(4, kill, 39, 1, within_s=SILENT),
+    "hanging, simultaneous, tail of replica 2": dies(4, hang, 8, 3, within_s=HANGS),
+    "SIGTERM, alternate, a head that does not learn": stops(4, terminate, 20, 2),
+    "losses that are not finite, in replica 2 alone": raises(
+        4, bad_losses, 2, 2, r"part 1 \(rank [02]\) stops at step 11: "
+    ),
 }
+
+
+def grid_of(size: int) -> list[str]:
+    """Words for as many processes as are no chain of three parts."""
+    return ["--parallel.replicas", "2"] if size > 3 else []
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +207,7 @@ def undisturbed(tmp_path_factory):
     def of(size: int) -> Path:
         if size not in runs:
             directory = tmp_path_factory.mktemp("undisturbed")
-            ended = run(size, ["--run", str(directory / "run"), *WORDS], directory / "meet")
+            ended = run(size, ["--run", str(directory / "run"), *WORDS, *grid_of(size)], directory / "meet")
             assert ended.codes == [0] * size, ended.said
             runs[size] = directory / "run"
         return runs[size]
@@ -220,7 +234,8 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
     case = CASES[name]
     directory = tmp_path / "run"
     scene = {"rank": case.rank, "target": case.target, "step": case.step}
-    ended = run(case.size, ["--run", str(directory), *WORDS], tmp_path / "first", case.fault, **scene)
+    words = ["--run", str(directory), *WORDS, *grid_of(case.size)]
+    ended = run(case.size, words, tmp_path / "first", case.fault, **scene)
 
     assert (tmp_path / "first" / "fired").read_text() == str(case.step), "the fault was never there"
     by_force = {-9} if case.fault in (kill, freeze) or "killed" in name else set()
@@ -252,7 +267,7 @@ def test_a_data_set_that_takes_long_to_load_is_waited_for(tmp_path):
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 30
-    assert {case.size for case in CASES.values()} == {1, 2, 3}
+    assert {case.size for case in CASES.values()} == {1, 2, 3, 4}
     assert {case.fault for case in CASES.values()} >= {kill, terminate, user_signal, freeze, hang, fail, disk_full}
 
 

@@ -4,7 +4,10 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -437,3 +440,28 @@ def test_no_whole_checkpoint_at_all(copy, capsys):
 def test_a_path_that_is_none(tmp_path, capsys):
     assert main(["--resume", str(tmp_path / "nowhere")]) == 2
     assert "nowhere is no checkpoint: it has no manifest.json" in capsys.readouterr().err
+
+
+HOLDER = """
+import sys, pathlib
+from pipeflow.claim import claim
+claim(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_others_train_in_is_left_alone(whole, tmp_path, capfd):
+    directory = tmp_path / "run"
+    shutil.copytree(whole.run, directory)
+    discard = [path for path in (directory / "checkpoints").iterdir() if path.name > "step-1"]
+    for path in discard:
+        shutil.rmtree(path)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    command = [sys.executable, "-c", HOLDER, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        assert main(["--run", str(directory), "--resume", "auto"]) == 2
+        other.stdin.close()
+    assert re.search("is being trained in by another process; wait for it", capfd.readouterr().err)
+    assert {path: path.read_bytes() for path in before} == before
