@@ -10,20 +10,18 @@ run. Only the copy is meant to hold training up; on as many cores as processes, 
 which is why the two kinds of run are also compared as wholes.
 """
 
-import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from results_file import about, keep, make_parser
 
 
 def command(run: Path, *words: str) -> list[str]:
@@ -54,10 +52,7 @@ def lines(run: Path, name: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small and short: to see that it works")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     steps, every, hidden, repeats = (40, 10, 16, 1) if args.quick else (400, 20, 128, 3)
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     starts, checkpoints = [], []
@@ -77,11 +72,7 @@ def main() -> None:
             resumes.append(train(run, steps, every, hidden, "--resume", "auto"))
     step = statistics.median(seconds["without"])
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "settings": {"steps": steps, "every": every, "hidden": hidden, "repeats": repeats, "processes": 3},
+        **about({"steps": steps, "every": every, "hidden": hidden, "repeats": repeats, "processes": 3}),
         "step_s": {kind: statistics.median(values) for kind, values in seconds.items()},
         "checkpoints": len(checkpoints),
         "bytes": checkpoints[0]["bytes"],
@@ -100,9 +91,7 @@ def main() -> None:
     print(f"  writing, beside the loop: {write:.0f} ms")
     first = result["first_step_s"]
     print(f"  to the first step: {first['fresh']:.1f} s fresh, {first['resumed']:.1f} s resumed")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep("checkpoint", result, args)
 
 
 if __name__ == "__main__":

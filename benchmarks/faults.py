@@ -1,34 +1,32 @@
-"""How much time does a fault cost, when all processes restart from the last checkpoint?
+"""How much time does a fault cost: when all processes restart from the last checkpoint, and when only one does?
 
     python benchmarks/faults.py [--quick] [--json FILE]
 
-Trains by parts in 3 processes on the digits under `torchrun --max-restarts=1`. One run is left alone; in each of the
-others one process meets its fault half-way between two checkpoints, and everything goes on without a person. What it
-cost is the difference of the runs' lengths; of that, the steps done twice are the work lost, and the rest is noticing,
-ending, starting and loading. Restarting only the process that was lost is not built yet, so there is nothing to compare
-with. Needs /proc.
+Trains by parts in 3 processes on the digits, once under `torchrun --max-restarts=1`, where a fault restarts all, and
+once with an agent a process and `parallel.rejoin_s`, where the others live on. Of each kind one run is left alone; in
+the others one process meets its fault half-way between two checkpoints, and everything goes on without a person. What
+it cost is the difference of the runs' lengths; of that, the steps done twice are the work lost, and the rest is
+noticing, ending, starting and loading. Needs /proc.
 """
 
-import argparse
 import json
 import os
-import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from results_file import about, keep, make_parser
 
 FAULTS = {
     "SIGKILL, head": (0, signal.SIGKILL),
     "SIGKILL, middle": (1, signal.SIGKILL),
     "SIGKILL, tail": (2, signal.SIGKILL),
-    "SIGTERM, middle": (1, signal.SIGTERM),
 }
 
 
@@ -53,33 +51,47 @@ def worker(run: Path, rank: int) -> int:
     sys.exit(f"there is no rank {rank}")
 
 
-def train(run: Path, steps: int, every: int, hidden: int, fault: tuple[int, signal.Signals] | None) -> dict[str, Any]:
+def agents(mode: str) -> list[list[str]]:
+    """The command of each agent, but for what it is to run."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=1"]
+    if mode == "all":
+        return [[*torchrun, "--standalone", "--nproc_per_node=3"]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--master-addr=127.0.0.1", f"--master-port={free.getsockname()[1]}"]
+    static = [*torchrun, "--rdzv-backend=static", "--nnodes=3", "--nproc-per-node=1", *where]
+    return [[*static, f"--node-rank={rank}"] for rank in range(3)]
+
+
+def train(
+    mode: str, run: Path, steps: int, every: int, hidden: int, fault: tuple[int, signal.Signals] | None
+) -> dict[str, Any]:
     phases = json.dumps([{"schedule": "simultaneous", "steps": steps}])
+    words = [
+        *("-m", "pipeflow.train", "--", "--run", str(run), "--phases", phases, "--checkpoint.every", str(every)),
+        *("--glow.hidden", str(hidden), "--eval_every", "1e9", "--device", "cpu"),
+        *("--parallel.rejoin_s", "0" if mode == "all" else "120"),
+    ]
     began = time.monotonic()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "--max-restarts=1"),
-            *("-m", "pipeflow.train", "--", "--run", str(run), "--phases", phases, "--checkpoint.every", str(every)),
-            *("--glow.hidden", str(hidden), "--eval_every", "1e9", "--device", "cpu"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes: list[subprocess.Popen[str]] = [
+        subprocess.Popen([*command, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)  # type: ignore[call-overload]
+        for command in agents(mode)
+    ]
     if fault:
         saved = every * (steps // every // 2)
-        while reached(run) < saved and process.poll() is None:
+        while reached(run) < saved and all(process.poll() is None for process in processes):
             time.sleep(0.05)
         lines = (run / "metrics" / "part-3.jsonl").read_text().splitlines()
         times = [json.loads(line)["time"] for line in lines[-20:]]
         time.sleep((times[-1] - times[0]) / (len(times) - 1) * every / 2)  # half-way to the next checkpoint
         os.kill(worker(run, fault[0]), fault[1])
-    out, errors = process.communicate()
-    if process.returncode:
+    said_by = [process.communicate() for process in processes]
+    out, errors = ("".join(texts) for texts in zip(*said_by, strict=True))
+    if any(process.returncode for process in processes):
         sys.exit(errors)
     seconds = time.monotonic() - began
-    again = re.findall(r"^goes on from .*step-(\d+)$", out, re.MULTILINE)
+    again = re.findall(r"goes on from .*step[- ](\d+)$", out, re.MULTILINE)
     said = [line.removeprefix("pipeflow: ") for line in errors.splitlines() if line.startswith("pipeflow: ")]
     if bool(fault) != bool(again):
         sys.exit(f"the fault did not restart the run once: {out}{errors}")
@@ -87,33 +99,22 @@ def train(run: Path, steps: int, every: int, hidden: int, fault: tuple[int, sign
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small, short, one fault: to see that it works")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     steps, every, hidden = (600, 200, 8) if args.quick else (400, 100, 128)
     faults = dict(list(FAULTS.items())[1:2]) if args.quick else FAULTS
-    with tempfile.TemporaryDirectory() as directory:
-        rows = {"none": train(Path(directory) / "none", steps, every, hidden, None)}
-        for number, (name, fault) in enumerate(faults.items()):
-            rows[name] = train(Path(directory) / str(number), steps, every, hidden, fault)
-    alone = rows["none"]["seconds"]
-    print(f"{steps} steps, a checkpoint every {every}, 3 processes: {alone:.1f} s undisturbed")
-    for name, row in rows.items():
-        if name != "none":
-            row["lost_s"] = row["seconds"] - alone
-            print(f"  {name:<16} {row['lost_s']:5.1f} s lost, from step {row['from_step']}: {row['said'][0][:80]}")
-    if args.json:
-        result = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "settings": {"steps": steps, "every": every, "hidden": hidden, "processes": 3},
-            "runs": rows,
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    print(f"{steps} steps, a checkpoint every {every}, 3 processes; seconds lost:")
+    for mode in ("all", "one"):
+        with tempfile.TemporaryDirectory() as directory:
+            rows = runs[mode] = {"none": train(mode, Path(directory) / "none", steps, every, hidden, None)}
+            alone = rows["none"]["seconds"]
+            print(f"restart of {mode}: {alone:.1f} s undisturbed", flush=True)
+            for number, (name, fault) in enumerate(faults.items()):
+                row = rows[name] = train(mode, Path(directory) / str(number), steps, every, hidden, fault)
+                row["lost_s"] = row["seconds"] - alone
+                print(f"  {name:<16} {row['lost_s']:5.1f} s lost, from step {row['from_step']}", flush=True)
+    config = {"steps": steps, "every": every, "hidden": hidden, "processes": 3}
+    keep("faults", {**about(config), "runs": runs}, args)
 
 
 if __name__ == "__main__":
