@@ -29,10 +29,11 @@ PIPELINES = ("parts", "1f1b", "gpipe")
 
 def run(course: Course, processes: int, batches: list[int], seconds: float, rounds: int, quick: bool) -> list[Any]:
     """For each batch size, the contestants in so many processes, and the parts alone."""
-    course = replace(course, at=balanced(course, processes))
     found = []
-    with Race(course, processes) as race:
-        for batch in batches:
+    for batch in batches:
+        course = replace(course, batch=batch)
+        course = replace(course, at=balanced(course, processes))
+        with Race(course, processes) as race:
             names = ["parts", "1f1b", "gpipe", "one", "one_all"] + (["ddp"] if batch % processes == 0 else [])
             heats = {name: heat(race, name, batch, seconds / 2, quick) for name in names}
             lineup = {name: (name, tried[0]["setting"]) for name, tried in heats.items() if tried}

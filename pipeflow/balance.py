@@ -1,7 +1,7 @@
 """Measured step times → the cut whose slowest part is as fast as possible.
 
 Multiply-adds predict a GPU's time badly at the small latents of the deep levels; the clock does not. Steps of one kind
-and one shape take equally long, so each is measured once.
+and the same shapes take equally long, so each is measured once.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Additive = TypeVar("Additive", float, Cost)
 
 
 def measure_steps(steps: Sequence[Step], event: Event, batch: int, device: torch.device) -> list[float]:
-    """Seconds of forward + backward of every step.
+    """Seconds of forward, backward and update of every step.
 
     Args:
         steps: the whole flow; neither changed nor moved.
@@ -25,7 +25,7 @@ def measure_steps(steps: Sequence[Step], event: Event, batch: int, device: torch
         batch: images, as in the run.
         device: where the run takes place.
     """
-    return [cost.forward(batch) + cost.backward(batch) for cost in measure(steps, event, (batch,), device)]
+    return [cost.tick(batch) for cost in measure(steps, event, (batch,), device)]
 
 
 def flow_step_costs(steps: Sequence[Step], costs: Sequence[Additive]) -> list[Additive]:

@@ -1,8 +1,8 @@
 """The clock and the scales: what each step of a flow costs on this device.
 
 `torch.profiler` reports on the operators of a model that runs; a plan needs the cost of each entry of the flat list of
-steps, before there is a run. Steps of one kind and one shape cost the same, so each is measured once, at the batch and
-at the shares of it that other ways to train would work on.
+steps, before there is a run. Steps of one kind and of the same shapes, of latent and weights, cost the same, so each is
+measured once, at the batch and at the shares of it that other ways to train would work on.
 """
 
 import copy
@@ -51,10 +51,10 @@ def measure(
     Raises:
         ValueError: a step at the largest batch does not fit into the memory of the device.
     """
-    known: dict[tuple[type, Event], Cost] = {}
+    known: dict[tuple[object, ...], Cost] = {}
     costs = []
     for step, (fixed, saved) in zip(steps, _kept(steps, event), strict=True):
-        key = (type(step), tuple(event))
+        key = (type(step), tuple(event), *(tuple(parameter.shape) for parameter in step.parameters()))
         if key not in known:
             try:
                 passes = [_Passes(_copies(step, event, device), event, batch, device) for batch in batches]

@@ -8,6 +8,7 @@ import torch
 from pipeflow.balance import balanced_cut, flow_step_costs, measure_steps
 from pipeflow.flow import Split, Squeeze
 from pipeflow.glow import GlowConfig, glow_steps
+from pipeflow.measure import measure
 from pipeflow.part import CutConfig, check_cut, scheme_cut
 
 
@@ -129,3 +130,14 @@ def test_a_measured_cut_is_a_cut(steps, device):
     assert len(costs) == 6 == sum(not isinstance(step, Squeeze | Split) for step in steps)
     at = balanced_cut(costs, 3)
     assert check_cut(at, 6) == at
+
+
+def test_steps_of_one_kind_and_several_widths_are_measured_apart(device):
+    narrow, wide = (glow_steps(GlowConfig(levels=1, steps=1, hidden=hidden), (1, 8, 8)) for hidden in (4, 64))
+    measured = measure([*narrow, narrow[1], wide[1]], (1, 8, 8), (4,), device)
+    assert measured[1] is measured[2] and measured[3].parameters > measured[2].parameters
+
+
+def test_seconds_of_a_step_hold_its_update(steps, device, monkeypatch):
+    monkeypatch.setattr("pipeflow.measure._update", lambda *_: 100.0)
+    assert all(second >= 100 for second in measure_steps(steps, (1, 8, 8), 4, device))
