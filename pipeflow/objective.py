@@ -33,7 +33,11 @@ class Truncated(nn.Module):
     def forward(self, given: Packet) -> tuple[Packet, Tensor]:
         """Packet in → packet behind the part, nll (B,) in nats an image of the flow truncated here."""
         packet = self.part(given)
-        return packet, -(packet.logp + self.prior.log_prob(packet.z))
+        return packet, self.nll(packet)
+
+    def nll(self, packet: Packet) -> Tensor:
+        """(B,) nats an image, of a packet that has left the part."""
+        return -(packet.logp + self.prior.log_prob(packet.z))
 
     def global_name(self, name: str) -> str:
         """This module's name of a parameter or buffer → its name in the whole model, the same in every cut."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .average import Average
 from .late import Late
+from .learner import Learner
 from .link import Inbox, Outbox
 from .objective import Truncated, bits_per_dim
-from .optimizer import NamedParameters, can_skip, skip_if
 from .world import whole
 
 
@@ -60,11 +60,8 @@ class Report:
         return {name: getattr(self, name) for name in names}
 
 
-class Stage:
+class Stage(Learner):
     """A part, its optimizer, and where its packets come from and go to.
-
-    Whether an update is skipped is decided by the host, which then waits for the gradient, or where the optimizer can
-    skip (`can_skip`) by the device, and the host goes on.
 
     Args:
         truncated: the part with its prior.
@@ -91,13 +88,9 @@ class Stage:
         average: Average | None = None,
         model: nn.Module | None = None,
     ) -> None:
-        self.truncated, self.optimizer = truncated, optimizer
-        self.lr, self.warmup_steps, self.clip, self.dims = lr, warmup_steps, clip, dims
+        super().__init__(truncated.named_global_parameters(), optimizer, lr, warmup_steps, clip, average)
+        self.truncated, self.dims = truncated, dims
         self.model = truncated if model is None else model
-        self.named: NamedParameters = truncated.named_global_parameters()
-        self.average = average or Average(self.named, None, {})
-        self.attempts = 0
-        self.late = can_skip(optimizer)
 
     def connect(self, inbox: Inbox, outbox: Outbox) -> None:
         """Sets where the next packets come from and go to."""
@@ -139,18 +132,5 @@ class Stage:
         """Backward and one optimizer step; a scalar that is False if it was skipped."""
         self.optimizer.zero_grad()
         torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
-        gradients = [parameter.grad for _, parameter in self.named if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        finite = whole(norm).isfinite()
-        self.attempts += 1
-        if not self.late and not finite:
-            return finite
-        if self.clip is not None:
-            nn.utils.clip_grads_with_norm_([parameter for _, parameter in self.named], self.clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, self.attempts / max(1, self.warmup_steps))
-        if self.late:
-            skip_if(self.optimizer, ~finite)
-        self.optimizer.step()
-        self.average.update(finite if self.late else None)
-        return finite
+        norm = nn.utils.get_total_norm(self.gradients())
+        return self.learn(norm, whole(norm).isfinite())
