@@ -25,7 +25,7 @@ from .part import CutConfig, scheme_cut
 from .passage import Activations, Compile, check_passage
 from .plain import check_plain
 from .precision import Layout, Precision
-from .schedule import EndToEndConfig, PhaseConfig
+from .schedule import EndToEndConfig, PhaseConfig, micro_batches
 from .sentence import sentence
 from .world import ParallelConfig
 
@@ -117,12 +117,21 @@ class Config:
     def check_world(self, size: int, replicas: int = 1) -> None:
         """A ValueError where `size` processes cannot share a batch end to end, or `replicas` chains by parts."""
         joined = any(phase.schedule == "end_to_end" for phase in self.phases)
-        sharers, kind, where = (size, "processes", " in an end_to_end phase") if joined else (replicas, "replicas", "")
+        pipelined = joined and self.pipelined(size // replicas)
+        sharers, kind, where = (size, "processes", " in an end_to_end phase")
+        if pipelined or not joined:
+            sharers, kind, where = replicas, "replicas", ""
         if self.data.batch % sharers:
             raise ValueError(
                 f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
                 f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
             )
+        if pipelined:
+            micro_batches(self.end_to_end.micro_batches, self.data.batch // replicas, size // replicas)
+
+    def pipelined(self, stages: int) -> bool:
+        """Whether end to end, chains of so many processes are pipelines; of one process, there is nothing to pass."""
+        return self.end_to_end.engine == "pipeline" and stages > 1
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain lists, dicts, numbers and strings."""

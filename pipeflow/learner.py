@@ -1,12 +1,13 @@
-"""What is done with a gradient once it is there: skip, clip, warm up, update, average the weights.
+"""What learns from packets, and what is done with a gradient once it is there: skip, clip, warm up, update, average.
 
-By parts and end to end, in one process and in many, gradients come about in different ways; from here on all are alike.
+By parts and end to end, in one process and in many, gradients come about in different ways; behind that all are alike.
 """
 
 import torch
 from torch import Tensor, nn
 
 from .average import Average
+from .link import Inbox, Outbox
 from .optimizer import NamedParameters, can_skip, skip_if
 
 
@@ -28,6 +29,9 @@ class Learner:
         attempts: updates so far, skipped ones included.
     """
 
+    inbox: Inbox
+    outbox: Outbox
+
     def __init__(
         self,
         named: NamedParameters,
@@ -42,6 +46,15 @@ class Learner:
         self.average = average or Average(named, None, {})
         self.attempts = 0
         self.late = can_skip(optimizer)
+
+    def connect(self, inbox: Inbox, outbox: Outbox) -> None:
+        """Sets where the next packets come from and go to."""
+        self.inbox, self.outbox = inbox, outbox
+
+    def disconnect(self) -> None:
+        """Lets go of both, if they were set."""
+        for link in ("inbox", "outbox"):
+            self.__dict__.pop(link, None)
 
     def gradients(self) -> list[Tensor]:
         """Of all parameters that have one."""

@@ -7,7 +7,7 @@ below is the only training loop.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,17 +18,19 @@ from .average import Average
 from .board import Board
 from .chain import Ends, close
 from .data import Batches, resident
+from .engine import Engine
 from .graphs import graphed
 from .join import join, part_again, take_back
 from .link import Discard
 from .metrics import Progress, Stream, say
 from .objective import Truncated
-from .optimizer import load_moments, make_optimizer, named_moments
+from .optimizer import NamedParameters, load_moments, make_optimizer, named_moments
 from .packet import Packet
 from .passage import make_passage
+from .pipelined import Pipelined
 from .pulse import EVERYONE
 from .rejoin import Rejoin
-from .schedule import PhaseConfig, Stretch, lessons, multiples, phase_steps, stops, stretches, turns
+from .schedule import PhaseConfig, Stretch, lessons, micro_batches, multiples, phase_steps, stops, stretches, turns
 from .stage import Report, Stage
 from .start import start
 from .state import State
@@ -61,17 +63,18 @@ class Phase:
             if state.moments:
                 say(state.world, f"moments start afresh: {state.moments_of} before, {config.optimizer} now")
             state.moments, state.moments_of = {}, config.optimizer
+        self.pipelined = self.joined and state.config.pipelined(state.world.grid.stages)
         self.sharded = self.joined and state.config.end_to_end.engine == "fsdp"
         if self.sharded:
             if state.whole is not None:
                 part_again(state)
             start(state, tuple(range(state.config.cut.parts)))
-        if self.joined:
+        if self.joined and not self.pipelined:
             join(state, self.sharded)
         elif state.whole is not None:
             part_again(state)
         names = ["end_to_end"] if self.joined else [f"part-{part + 1}" for part in range(state.config.cut.parts)]
-        self._stages = {0: self._whole_stage()} if self.joined else {p: self._stage(p) for p in state.world.mine}
+        self._stages = self._make_stages()
         mine = [0] if self.joined else list(state.world.mine)
         if state.world.rank if self.joined else state.world.replica:
             mine = []  # the first replica keeps the record
@@ -183,13 +186,20 @@ class Phase:
 
     def _connect(self, stretch: Stretch, done: Sequence[int] = (0,)) -> Ends:
         state, world, data = self.state, self.state.world, self.state.config.data
-        shard = (world.rank, world.size) if self.joined else (world.replica, world.grid.replicas)
+        shard = (world.rank, world.size)
+        if self.pipelined or not self.joined:
+            shard = (world.replica, world.grid.replicas)
         images, pixels, seed = self._images, state.pixels, state.config.seed
         head = Batches(images, pixels, seed, data.batch, data.flip, world.device, stretch.start + done[0], shard)
         if self.joined:
             return [(0, head, Discard())]
         batch, wire = data.batch // world.grid.replicas, state.config.parallel.wire
         return state.chain.lay(head, batch, stretch.steps, max(stretch.learners), done, wire)
+
+    def _make_stages(self) -> Mapping[int, Stage | Pipelined]:
+        if self.pipelined:
+            return {0: self._pipelined_stage()}
+        return {0: self._whole_stage()} if self.joined else {part: self._stage(part) for part in self.state.world.mine}
 
     def _stage(self, part: int) -> Stage:
         return self._averaged(self._make_stage(self.state.chain.slices[part], part), self.state.world.wrap_part)
@@ -200,6 +210,27 @@ class Phase:
         stage = self._make_stage(state.whole, 0)
         start(state, tuple(range(state.config.cut.parts)))
         return stage if self.sharded else self._averaged(stage, state.world.wrap)
+
+    def _pipelined_stage(self) -> Pipelined:
+        state, config, grid = self.state, self.config, self.state.world.grid
+        pieces = [state.chain.slices[part] for part in state.world.mine]
+        for piece in pieces:
+            piece.part.passage = make_passage(state.config.activations, state.config.compile)
+        images = state.config.data.batch // grid.replicas
+        pieces_of_batch = micro_batches(state.config.end_to_end.micro_batches, images, grid.stages)
+        engine = Engine(state.world, pieces, images, pieces_of_batch, state.pixels.dims)
+        named = engine.carriage.named_global_parameters()
+        optimizer, average = self._optimizer(named, 0)
+        stage = Pipelined(engine, named, optimizer, config.lr_of(0), config.warmup_steps, config.clip, average)
+        stage.attempts = lessons(self.plan, 0, state.step - self.begin)
+        return stage
+
+    def _optimizer(self, named: NamedParameters, place: int) -> tuple[torch.optim.Optimizer, Average]:
+        """An optimizer and an average that go on from the run's."""
+        state, config = self.state, self.config
+        optimizer = make_optimizer(config.optimizer, named, config.lr_of(place), config.weight_decay)
+        load_moments(optimizer, named, state.moments)
+        return optimizer, Average(named, state.config.ema, state.averages)
 
     def _averaged(self, stage: Stage, wrap: Callable[[nn.Module], nn.Module]) -> Stage:
         """DDP lays out its buckets after its first backward pass: one is thrown away.
@@ -220,10 +251,7 @@ class Phase:
         config, state = self.config, self.state
         lr = config.lr_of(place)
         truncated.part.passage = make_passage(state.config.activations, state.config.compile)
-        named = truncated.named_global_parameters()
-        optimizer = make_optimizer(config.optimizer, named, lr, config.weight_decay)
-        load_moments(optimizer, named, state.moments)
-        average = Average(named, state.config.ema, state.averages)
+        optimizer, average = self._optimizer(truncated.named_global_parameters(), place)
         stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average)
         alone = state.world.size == 1 if self.joined else state.world.grid.replicas == 1
         if state.config.cuda_graphs and alone:

@@ -22,6 +22,7 @@ from .ledger import Ledger
 from .metrics import Stream, rate, rewind, say
 from .model import Flow
 from .pixels import Pixels
+from .schedule import micro_batches
 from .sheet import save_sheet
 from .state import State, build
 from .traffic import totals
@@ -77,15 +78,21 @@ class Record:
         already = f", {done} of them done" if done else ""
         say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps{already}")
         if schedule == "end_to_end" and self.world.size > 1:
-            held = 4 * 4 * self.state.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
-            what = "the whole model"
-            if self.state.config.end_to_end.engine == "fsdp":
-                held, what = held / self.world.size, f"a share of the model, 1/{self.world.size}"
-            say(
-                self.world,
-                f"every process now holds {what}: {held:.1f} MiB of weights, gradients and moments, besides "
-                "activations",
-            )
+            say(self.world, self._spread())
+
+    def _spread(self) -> str:
+        """Where the model is while it is trained end to end."""
+        config, grid = self.state.config, self.world.grid
+        if config.pipelined(grid.stages):
+            images = config.data.batch // grid.replicas
+            pieces = micro_batches(config.end_to_end.micro_batches, images, grid.stages)
+            micros = f"{pieces} micro-batches of {images // pieces}"
+            return f"every process keeps its own parts; a chain takes its share of a batch as {micros}"
+        held = 4 * 4 * self.state.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
+        what = "the whole model"
+        if config.end_to_end.engine == "fsdp":
+            held, what = held / self.world.size, f"a share of the model, 1/{self.world.size}"
+        return f"every process now holds {what}: {held:.1f} MiB of weights, gradients and moments, besides activations"
 
     def evaluated(self, ledger: Ledger) -> None:
         """Writes and says an evaluation."""

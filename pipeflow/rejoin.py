@@ -43,7 +43,8 @@ class Rejoin:
         self.done = (0,) * len(self.world.owner)
         self._standing = f"{phase}-{stretch.start}"
         self._backlogs: dict[int, Backlog] = {}
-        self._active = bool(self.world.config.rejoin_s) and self.world.size > 1 and state.whole is None
+        by_parts = state.config.phases[phase - 1].schedule != "end_to_end"
+        self._active = bool(self.world.config.rejoin_s) and self.world.size > 1 and by_parts
         if self._active and not self.world.standing:
             _keep(state, self._standing, elapsed)
 

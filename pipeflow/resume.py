@@ -112,7 +112,8 @@ def restore(state: State, source: Path) -> list[str]:
         said += [f"{name} is not carried over: no part has it any more" for name in sorted(left)]
     for part in state.world.mine:
         state.chain.slices[part].load_global_state(expected | tensors)
-    state.take_slots(tensors)
+    mine = {name for part in state.world.mine for name in state.chain.slices[part].global_state()}
+    state.take_slots({name: tensor for name, tensor in tensors.items() if name.split("/", 1)[-1] in mine})
     state.moments_of, state.step = manifest.moments_of, manifest.step
     state.world.pulse.step = state.step
     state.learned = {part for part, end in enumerate(state.borders) if end <= manifest.started}

@@ -76,10 +76,52 @@ class EndToEndConfig:
 
     Attributes:
         engine: "ddp": every process holds all of it; "fsdp": weights, gradients and moments are spread, and gathered a
-            flow step at a time, for a model that does not fit one device.
+            flow step at a time, for a model that does not fit one device; "pipeline": every process keeps the parts
+            that it has, latents go forward and gradients back (1F1B).
+        micro_batches: of "pipeline": pieces of a chain's share of a batch, at least one a process of the chain; None
+            takes the fewest that are equal.
     """
 
-    engine: Literal["ddp", "fsdp"] = "ddp"
+    engine: Literal["ddp", "fsdp", "pipeline"] = "ddp"
+    micro_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batches is None:
+            return
+        if self.micro_batches < 1:
+            raise ValueError(f"end_to_end.micro_batches is {self.micro_batches}; it must be at least 1.")
+        if self.engine != "pipeline":
+            raise ValueError(
+                f"end_to_end.micro_batches is {self.micro_batches}, but only the engine pipeline has micro-batches and "
+                f"end_to_end.engine is {self.engine}; leave it out."
+            )
+
+
+def micro_batches(wanted: int | None, images: int, stages: int) -> int:
+    """Into how many equal pieces a pipeline cuts a batch.
+
+    Args:
+        wanted: the setting; None takes the fewest that will do.
+        images: a chain's share of a batch.
+        stages: processes in the chain; with fewer micro-batches than these, 1F1B has no order of them.
+
+    Raises:
+        ValueError: pieces that are too few, or not equal, and what would fit.
+    """
+    fitting = [pieces for pieces in range(stages, images + 1) if images % pieces == 0]
+    if wanted in fitting:
+        return wanted
+    if not fitting:
+        raise ValueError(
+            f"end_to_end.engine is pipeline, but the {images} image{'s' * (images != 1)} of a batch that a chain takes "
+            f"cannot be {stages} micro-batches for its {stages} processes; use a larger data.batch, or engine fsdp."
+        )
+    if wanted is None:
+        return fitting[0]
+    raise ValueError(
+        f"end_to_end.micro_batches is {wanted}, but a chain of {stages} processes takes {images} images a batch, which "
+        f"must be cut into equal pieces, at least {stages}: {', '.join(map(str, fitting))} will do."
+    )
 
 
 class Turn(NamedTuple):

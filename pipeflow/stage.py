@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .average import Average
 from .late import Late
 from .learner import Learner
-from .link import Inbox, Outbox
 from .objective import Truncated, bits_per_dim
 from .world import whole
 
@@ -74,9 +73,6 @@ class Stage(Learner):
         model: `truncated` as wrapped for several processes; itself by default.
     """
 
-    inbox: Inbox
-    outbox: Outbox
-
     def __init__(
         self,
         truncated: Truncated,
@@ -91,15 +87,6 @@ class Stage(Learner):
         super().__init__(truncated.named_global_parameters(), optimizer, lr, warmup_steps, clip, average)
         self.truncated, self.dims = truncated, dims
         self.model = truncated if model is None else model
-
-    def connect(self, inbox: Inbox, outbox: Outbox) -> None:
-        """Sets where the next packets come from and go to."""
-        self.inbox, self.outbox = inbox, outbox
-
-    def disconnect(self) -> None:
-        """Lets go of both, if they were set."""
-        for link in ("inbox", "outbox"):
-            self.__dict__.pop(link, None)
 
     def tick(self, learn: bool = True) -> Report:
         """One batch: receive, forward, send at once, and where the part learns: loss, backward, update.

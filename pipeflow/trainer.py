@@ -126,6 +126,11 @@ def _prepare(world: World, config: Config, resume: Resume, flow: Maker | None, d
     config.check_world(world.size, world.grid.replicas)
     if config.cuda_graphs and world.device.type != "cuda":
         raise ValueError(f"cuda_graphs is on, but the run is on {world.device.type} (device); leave it off there.")
+    if world.staged and config.pipelined(world.grid.stages) and any(p.schedule == "end_to_end" for p in config.phases):
+        raise ValueError(
+            "end_to_end.engine is pipeline, but without a GPU for every process its latents cannot travel (NCCL); use "
+            "engine ddp or fsdp there, or device cpu."
+        )
     world.agree("the settings", f"hash {config.digest()}")
     source, said = world.first(lambda: find(config, resume))
     if resume is None or (source and run_of(source) != Path(config.run).resolve()):

@@ -220,6 +220,10 @@ class World:
         """The group of the two processes around a border of this chain, counted from 0; None within a process."""
         return None
 
+    def group(self, who: Literal["everyone", "chain", "peers"]) -> Any:
+        """The group of all processes, of this chain's, or of those that hold the same parts; None for one alone."""
+        return None
+
     @property
     def staged(self) -> bool:
         """Whether packets of a GPU have to travel through host memory."""
@@ -387,6 +391,9 @@ class ProcessWorld(World):
 
     def edge(self, border: int) -> Any:
         return self._edges.get(border)
+
+    def group(self, who: Literal["everyone", "chain", "peers"]) -> Any:
+        return self._everyone if who == "everyone" else self.mesh.get_group({"chain": "stage", "peers": "replica"}[who])
 
     @property
     def staged(self) -> bool:

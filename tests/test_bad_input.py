@@ -174,6 +174,14 @@ RANGES = {
         ["--activations", "invert", "--end_to_end.engine", "fsdp"],
         ["activations is invert and end_to_end.engine is fsdp", "use activations checkpoint"],
     ),
+    "end_to_end.micro_batches": (
+        ["--end_to_end.engine", "pipeline", "--end_to_end.micro_batches", "0"],
+        ["end_to_end.micro_batches is 0", "at least 1"],
+    ),
+    "micro-batches of ddp": (
+        ["--end_to_end.micro_batches", "4"],
+        ["end_to_end.micro_batches is 4", "end_to_end.engine is ddp", "leave it out"],
+    ),
     "parallel.rejoin_s": (["--parallel.rejoin_s", "-1"], ["parallel.rejoin_s is -1", "not be negative"]),
     "parallel.timeout_s": (["--parallel.timeout_s", "0"], ["parallel.timeout_s is 0", "positive"]),
     "parallel.replicas": (["--parallel.replicas", "0"], ["parallel.replicas is 0", "at least 1"]),
@@ -300,6 +308,36 @@ def test_batches_that_the_processes_cannot_share(batch, size, nearest):
         apart.check_world(2 * size, replicas=size)
     parse(["--data.batch", str(nearest)]).check_world(size)
     Config().check_world(1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "wanted", "size", "replicas", "said"),
+    [
+        (48, None, 3, 1, ""),
+        (50, None, 3, 1, ""),  # 5 micro-batches of 10: a batch need not be shared by processes
+        (48, 5, 3, 1, "micro_batches is 5, .* 48 images a batch, .* at least 3: 3, 4, 6, 8, 12, 16, 24, 48 will do"),
+        (48, 2, 3, 1, "end_to_end.micro_batches is 2, but a chain of 3 processes"),
+        (2, None, 3, 1, "the 2 images of a batch that a chain takes cannot be 3 micro-batches"),
+        (49, None, 4, 2, "data.batch is 49, which 2 replicas cannot share"),
+        (2, None, 4, 2, "the 1 image of a batch that a chain takes cannot be 2 micro-batches"),
+        (3, None, 2, 2, "data.batch is 3, which 2 processes cannot share"),
+        (2, None, 2, 2, ""),  # chains of one process, which are no pipelines
+    ],
+)
+def test_batches_that_a_pipeline_cannot_cut(batch, wanted, size, replicas, said):
+    engine = ["--end_to_end.engine", "pipeline", *(["--end_to_end.micro_batches", str(wanted)] if wanted else [])]
+    config = parse(["--data.batch", str(batch), *engine, *phases(phase("end_to_end"))])
+    if not said:
+        return config.check_world(size, replicas)
+    with pytest.raises(ValueError, match=said):
+        config.check_world(size, replicas)
+
+
+def test_a_pipeline_on_a_gpu_needs_nccl(refused, monkeypatch):
+    monkeypatch.setattr("pipeflow.world.World.staged", True)
+    monkeypatch.setattr("pipeflow.config.Config.pipelined", lambda config, stages: True)
+    sentence = refused("--end_to_end.engine", "pipeline", *phases(phase("end_to_end")))
+    says(sentence, "end_to_end.engine is pipeline", "ddp or fsdp", "device cpu")
 
 
 def test_a_directory_that_holds_a_run_is_left_alone(refused, here, capfd):

@@ -59,6 +59,12 @@ class Case(NamedTuple):
     code: int  # of the processes that the fault does not end itself
     says: str  # a pattern of the one line
     within_s: float = AT_ONCE
+    engine: str = "ddp"
+
+
+def piped(case: Case) -> Case:
+    """The same, where the end-to-end phase is a pipeline."""
+    return case._replace(engine="pipeline")
 
 
 def dies(size: int, fault: Fault, step: int, rank: int, target: int | None = None, within_s: float = AT_ONCE) -> Case:
@@ -130,6 +136,19 @@ def bad_losses(scene: Scene) -> None:
     at_the_batch(scene, spoil)
 
 
+def fails_in_a_step(scene: Scene) -> None:
+    """An exception in the middle of a part's forward pass."""
+    from pipeflow.part import Part
+
+    def boom() -> None:
+        def forward(self: Part, given: object) -> None:
+            raise RuntimeError("boom")
+
+        Part.forward = forward  # type: ignore[assignment, method-assign]
+
+    at_the_batch(scene, boom)
+
+
 NO_SPACE = r"the checkpoint of step \d+ cannot be written: File too large"
 CASES = {
     # one process gone: simultaneous 8, alternate 17 (part 2 learns), sequential 29 (part 2 learns), end to end 39
@@ -146,6 +165,9 @@ CASES = {
     "killed, end to end, first of 3": dies(3, kill, 39, 0, within_s=SILENT),
     "killed, end to end, last of 3": dies(3, kill, 39, 2, within_s=SILENT),
     "killed, end to end, one of 2": dies(2, kill, 39, 1, within_s=SILENT),
+    "killed, a pipeline's first of 3": piped(dies(3, kill, 39, 0, within_s=SILENT)),
+    "killed, a pipeline's middle of 3": piped(dies(3, kill, 39, 1, within_s=SILENT)),
+    "killed, a pipeline's last of 3": piped(dies(3, kill, 39, 2, within_s=SILENT)),
     "killed before anything was saved": dies(3, kill, 3, 1),
     "killed at ActNorm's start": dies(3, killed_at_the_start, 0, 1),
     "killed in an evaluation": dies(3, killed_in_evaluation, 12, 1),
@@ -161,6 +183,8 @@ CASES = {
     "hanging, simultaneous, tail of 3": dies(3, hang, 8, 2, within_s=HANGS),
     "hanging, alternate, alone of 3": dies(3, hang, 14, 0, within_s=HANGS),
     "hanging, end to end, last of 3": dies(3, hang, 39, 2, within_s=HANGS),
+    "frozen, a pipeline's middle of 3": piped(dies(3, freeze, 39, 1, within_s=SILENT)),
+    "hanging, a pipeline's last of 3": piped(dies(3, hang, 39, 2, within_s=HANGS)),
     # asked to stop
     "SIGTERM, simultaneous, head of 3": stops(3, terminate, 8, 0),
     "SIGTERM, simultaneous, tail of 3": stops(3, terminate, 8, 2),
@@ -168,12 +192,15 @@ CASES = {
     "SIGTERM, sequential, learner of 2": stops(2, terminate, 31, 1),
     "SIGTERM, end to end, last of 3": stops(3, terminate, 36, 2),
     "SIGTERM, alone": stops(1, terminate, 8, 0),
+    "SIGTERM, a pipeline's last of 3": piped(stops(3, terminate, 36, 2)),
     "SIGUSR1, simultaneous, middle of 3": stops(3, user_signal, 2, 1),
     "SIGUSR1, end to end, one of 2": stops(2, user_signal, 36, 1),
     # raising
     "an exception, simultaneous, middle of 3": raises(3, fail, 8, 1, "RuntimeError: boom"),
     "an exception, alternate, head of 2": raises(2, fail, 17, 0, "RuntimeError: boom"),
     "an exception, end to end, last of 3": raises(3, fail, 39, 2, "RuntimeError: boom"),
+    "an exception, a pipeline's last of 3": piped(raises(3, fail, 39, 2, "RuntimeError: boom")),
+    "an exception in a pipeline's step": piped(raises(3, fails_in_a_step, 39, 1, "RuntimeError: boom")),
     "an exception, alone": raises(1, fail, 29, 0, "RuntimeError: boom"),
     "a full disk, simultaneous, middle of 3": raises(3, disk_full, 8, 1, NO_SPACE),
     "a full disk, end to end, first of 3": raises(3, disk_full, 36, 0, NO_SPACE),
@@ -186,6 +213,7 @@ CASES = {
     "killed, simultaneous, head of replica 2": dies(4, kill, 8, 2, within_s=SILENT),
     "killed, alternate, learner of replica 2": dies(4, kill, 17, 2, within_s=SILENT),
     "killed, end to end, tail of replica 1": dies(4, kill, 39, 1, within_s=SILENT),
+    "killed, a pipeline's head of replica 2": piped(dies(4, kill, 39, 2, within_s=SILENT)),
     "hanging, simultaneous, tail of replica 2": dies(4, hang, 8, 3, within_s=HANGS),
     "SIGTERM, alternate, a head that does not learn": stops(4, terminate, 20, 2),
     "losses that are not finite, in replica 2 alone": raises(
@@ -194,23 +222,23 @@ CASES = {
 }
 
 
-def grid_of(size: int) -> list[str]:
-    """Words for as many processes as are no chain of three parts."""
-    return ["--parallel.replicas", "2"] if size > 3 else []
+def spread(size: int, engine: str) -> list[str]:
+    """Words for as many processes as are no chain of three parts, and for an engine."""
+    return ["--end_to_end.engine", engine, *(["--parallel.replicas", "2"] if size > 3 else [])]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """size → the run directory of a run that nothing disturbed, one run for all cases of that size."""
-    runs: dict[int, Path] = {}
+    """size, engine → the run directory of a run that nothing disturbed, one run for all cases of them."""
+    runs: dict[tuple[int, str], Path] = {}
 
-    def of(size: int) -> Path:
-        if size not in runs:
+    def of(size: int, engine: str = "ddp") -> Path:
+        if (size, engine) not in runs:
             directory = tmp_path_factory.mktemp("undisturbed")
-            ended = run(size, ["--run", str(directory / "run"), *WORDS, *grid_of(size)], directory / "meet")
+            ended = run(size, ["--run", str(directory / "run"), *WORDS, *spread(size, engine)], directory / "meet")
             assert ended.codes == [0] * size, ended.said
-            runs[size] = directory / "run"
-        return runs[size]
+            runs[size, engine] = directory / "run"
+        return runs[size, engine]
 
     return of
 
@@ -234,7 +262,7 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
     case = CASES[name]
     directory = tmp_path / "run"
     scene = {"rank": case.rank, "target": case.target, "step": case.step}
-    words = ["--run", str(directory), *WORDS, *grid_of(case.size)]
+    words = ["--run", str(directory), *WORDS, *spread(case.size, case.engine)]
     ended = run(case.size, words, tmp_path / "first", case.fault, **scene)
 
     assert (tmp_path / "first" / "fired").read_text() == str(case.step), "the fault was never there"
@@ -249,7 +277,7 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
     resumed = run(case.size, ["--run", str(directory), "--resume", "auto"], tmp_path / "second")
     assert resumed.codes == [0] * case.size, resumed.said
     if case.fault is not bad_losses:  # updates that were skipped are in the checkpoints
-        assert_same_bits(undisturbed(case.size), directory)
+        assert_same_bits(undisturbed(case.size, case.engine), directory)
 
 
 def loads_slowly(scene: Scene) -> None:

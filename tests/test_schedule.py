@@ -2,7 +2,17 @@
 
 import pytest
 
-from pipeflow.schedule import PhaseConfig, Stretch, Turn, phase_steps, steps_of, stops, stretches, turns
+from pipeflow.schedule import (
+    PhaseConfig,
+    Stretch,
+    Turn,
+    micro_batches,
+    phase_steps,
+    steps_of,
+    stops,
+    stretches,
+    turns,
+)
 
 EVERYONE = (0, 1, 2)
 
@@ -143,6 +153,14 @@ def test_stretches_without_pauses_are_the_turns():
 
 
 # --- learning rates
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images", "stages", "pieces"),
+    [(None, 48, 3, 3), (None, 50, 3, 5), (None, 7, 2, 7), (None, 3, 3, 3), (6, 48, 3, 6), (48, 48, 2, 48)],
+)
+def test_micro_batches_are_equal_and_one_a_process_at_least(wanted, images, stages, pieces):
+    assert micro_batches(wanted, images, stages) == pieces
 
 
 def test_lr_of():

@@ -1,0 +1,63 @@
+"""The parts of a process at work in a pipeline: the `tick` of an end-to-end phase that leaves every part where it is.
+
+A `Stage` learns from what is inside its process. Here a batch goes through all processes of the chain and its gradient
+back through them; what they must agree on, whether to update and how far to clip, is of the whole model.
+"""
+
+import time
+
+import torch
+
+from .average import Average
+from .engine import Engine
+from .late import Late
+from .learner import Learner
+from .optimizer import NamedParameters
+from .stage import Report
+
+
+class Pipelined(Learner):
+    """Consecutive parts of the model, trained end to end with those of the other processes.
+
+    Args:
+        engine: carries batches forward and gradients back.
+        named, optimizer, lr, warmup_steps, clip, average: as of every learner; the norm that is clipped is the whole
+            model's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        named: NamedParameters,
+        optimizer: torch.optim.Optimizer,
+        lr: float,
+        warmup_steps: int,
+        clip: float | None,
+        average: Average | None = None,
+    ) -> None:
+        super().__init__(named, optimizer, lr, warmup_steps, clip, average)
+        self.engine = engine
+
+    def tick(self, learn: bool = True) -> Report:
+        """One batch, one update, or in all processes none; its figures are those of the whole batch, in all of them.
+
+        Waiting is all that is neither this process's own passes nor its update: the bubble, and links.
+        """
+        assert learn, "end to end, all parts learn"
+        start, computed = time.perf_counter(), self.engine.seconds
+        given = self.inbox.recv() if self.engine.first else None
+        self.optimizer.zero_grad()
+        began = time.perf_counter()
+        loss = self.engine.run(given)
+        norm, loss = self.engine.settle(self.gradients(), loss)
+        settled = time.perf_counter()
+        finite = self.learn(norm, norm.isfinite())
+        waited = settled - began - (self.engine.seconds - computed)
+        return Report(
+            learn=True,
+            wait_s=waited,
+            send_s=0.0,
+            compute_s=time.perf_counter() - start - waited,
+            in_flight=0,
+            figures=Late(loss, finite),
+        )
