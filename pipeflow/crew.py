@@ -7,10 +7,11 @@ busiest process, nor than all work shared by as many as can compute at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .cost import Profile
-from .forecast import Link, part_seconds, ring_bytes, share
-from .schedule import Turn
+from .forecast import Forecast, Link, part_seconds, ring_bytes, share, with_micros
+from .schedule import EndToEndConfig, Turn, micro_batches
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,22 @@ class Crew:
     @property
     def size(self) -> int:
         """How many processes there are."""
-        return (max(self.owner) + 1) * self.replicas
+        return self.stages * self.replicas
+
+    @property
+    def stages(self) -> int:
+        """Processes in a chain."""
+        return max(self.owner) + 1
 
 
 def phase_seconds(
-    profile: Profile, at: Sequence[int], turns: Sequence[Turn], joined: bool, batch: int, link: Link, crew: Crew
+    profile: Profile,
+    at: Sequence[int],
+    turns: Sequence[Turn],
+    joined: EndToEndConfig | None,
+    batch: int,
+    link: Link,
+    crew: Crew,
 ) -> float:
     """Seconds of training that a phase takes, as this package carries it out; without evaluations and checkpoints.
 
@@ -42,19 +54,36 @@ def phase_seconds(
         profile: what was measured.
         at: flow steps before each border.
         turns: of the phase.
-        joined: whether the phase is end to end.
+        joined: how the whole model is spread, in an end-to-end phase; None by parts.
         batch: images, over all processes.
         link: between two processes.
         crew: who carries it out.
     """
-    if not joined:
+    if joined is None:
         return sum(turn.steps * _tick_seconds(profile, at, turn, batch, link, crew) for turn in turns)
+    if joined.engine == "pipeline" and crew.stages > 1:
+        found = pipeline(profile, at, joined, batch, link, crew)
+        computing = (1 - found.idle) * found.seconds * crew.size
+        return max(found.seconds, computing / crew.at_once) * sum(turn.steps for turn in turns)
     whole = profile.parts(())[0]
     crowd = max(1.0, crew.size / crew.at_once)
     images = share(batch, crew.size)
     averaging = link.seconds(ring_bytes(whole.parameters, crew.size))
     step = crowd * (whole.forward(images) + whole.update_s) + max(crowd * whole.backward(images), averaging)
     return step * sum(turn.steps for turn in turns)
+
+
+def pipeline(
+    profile: Profile, at: Sequence[int], joined: EndToEndConfig, batch: int, link: Link, crew: Crew
+) -> Forecast:
+    """A batch end to end in the engine's pipeline: each process keeps its parts, and so many micro-batches are cut."""
+    borders = [border for border, pair in zip(at, pairwise(crew.owner), strict=True) if pair[0] != pair[1]]
+    images = share(batch, crew.replicas)
+    try:
+        micros = micro_batches(joined.micro_batches, images, crew.stages)
+    except ValueError:  # a run would refuse; what it would be like is still of interest
+        micros = min(images, crew.stages)
+    return with_micros("1F1B", profile, borders, images, micros, link, crew.replicas)
 
 
 def _tick_seconds(profile: Profile, at: Sequence[int], turn: Turn, batch: int, link: Link, crew: Crew) -> float:

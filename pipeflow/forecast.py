@@ -161,14 +161,15 @@ def pipelined(
 ) -> Forecast:
     """GPipe or 1F1B with a device a stage, and the number of micro-batches that suits it best."""
     images = share(batch, replicas)
-    tried = [_with_micros(name, profile, at, images, micros, link, replicas) for micros in MICROS if micros <= images]
+    tried = [with_micros(name, profile, at, images, micros, link, replicas) for micros in MICROS if micros <= images]
     best = min(tried, key=lambda forecast: forecast.seconds)
     return replace(best, images_per_s=batch / best.seconds)
 
 
-def _with_micros(
+def with_micros(
     name: PipelineName, profile: Profile, at: Sequence[int], images: int, micros: int, link: Link, replicas: int
 ) -> Forecast:
+    """GPipe or 1F1B with a device a stage, on so many images in so many micro-batches, as even as can be."""
     costs, sent = profile.slices(at), profile.sent(at)
     sizes = [(images + micro) // micros for micro in range(micros)][::-1]  # as even as can be, the larger ones first
     backward = [[cost.backward(size) for size in sizes] for cost in costs]

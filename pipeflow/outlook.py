@@ -7,7 +7,7 @@ from typing import Any
 
 from .config import Config
 from .cost import Profile
-from .crew import Crew, phase_seconds
+from .crew import Crew, phase_seconds, pipeline
 from .flow import Event
 from .forecast import Forecast, Link, best_cut, compare, data_parallel, part_memory, share
 from .part import check_cut
@@ -233,7 +233,7 @@ def _phase(
 ) -> PhaseRow:
     batch = setting.config.data.batch
     plan, steps = turns(phase, len(at) + 1, setting.images, batch), phase_steps(phase, setting.images, batch)
-    joined = phase.schedule == "end_to_end"
+    joined = setting.config.end_to_end if phase.schedule == "end_to_end" else None
     seconds = [phase_seconds(profile, at, plan, joined, batch, setting.link, crew) for crew in crews]
     return PhaseRow(number, phase.schedule, steps, seconds, [steps * batch / each for each in seconds])
 
@@ -248,7 +248,7 @@ def _cautions(outlook: Outlook) -> list[str]:
         )
     for crew in outlook.crews.values():
         try:
-            setting.config.check_world(crew.size)
+            setting.config.check_world(crew.size, crew.replicas)
         except ValueError as error:
             found.append(str(error))
     if setting.config.compile != "none" or setting.config.activations != "keep":
@@ -257,10 +257,23 @@ def _cautions(outlook: Outlook) -> list[str]:
     if over:
         found.append(f"By parts, part {', '.join(over)} needs more memory than a device has.")
     if any(phase.schedule == "end_to_end" for phase in setting.config.phases):
-        joined = data_parallel(outlook.profile, setting.config.data.batch, outlook.ways[-1].devices, setting.link)
-        if not outlook.fits(joined):
-            found.append("End to end every process holds the whole model, which needs more memory than a device has.")
+        found += _too_large(outlook)
     return list(dict.fromkeys(found))
+
+
+def _too_large(outlook: Outlook) -> list[str]:
+    """What end to end does not fit a device, with one a process."""
+    setting, joined = outlook.setting, outlook.setting.config.end_to_end
+    crew = list(outlook.crews.values())[min(1, len(outlook.crews) - 1)]
+    if joined.engine == "pipeline" and crew.stages > 1:
+        found = pipeline(outlook.profile, outlook.at, joined, setting.config.data.batch, setting.link, crew)
+        said = "End to end a process of the pipeline needs more memory than a device has."
+    elif joined.engine == "fsdp" and crew.size > 1:
+        return []  # a share of the model each, of which nothing is foretold
+    else:
+        found = data_parallel(outlook.profile, setting.config.data.batch, outlook.ways[-1].devices, setting.link)
+        said = "End to end every process holds the whole model, which needs more memory than a device has."
+    return [] if outlook.fits(found) else [said]
 
 
 def as_json(outlook: Outlook) -> dict[str, Any]:

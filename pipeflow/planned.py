@@ -91,7 +91,8 @@ class Planned:
         batch, parts = config.data.batch, config.cut.parts
         crew = Crew(owners(parts, world.grid.stages), world.grid.replicas, at_once(world))
         at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
-        plan, joined = turns(settings, parts, images, batch), settings.schedule == "end_to_end"
+        plan = turns(settings, parts, images, batch)
+        joined = config.end_to_end if settings.schedule == "end_to_end" else None
         return (
             phase_steps(settings, images, batch)
             * batch

@@ -293,6 +293,13 @@ def test_a_data_set_that_takes_long_to_load_is_waited_for(tmp_path):
     assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0], ended.said
 
 
+def test_in_a_pipeline_nobody_is_waited_for(tmp_path):
+    """`parallel.rejoin_s` is for training by parts; end to end a loss ends the run."""
+    words = ["--run", str(tmp_path / "run"), *WORDS, *spread(3, "pipeline"), "--parallel.rejoin_s", "60"]
+    ended = run(3, words, tmp_path / "meet", kill, rank=1, target=1, step=39)
+    assert ended.codes == [1, -9, 1] and ended.seconds < SILENT, ended.said
+
+
 def test_there_are_enough_cases():
     assert len(CASES) >= 30
     assert {case.size for case in CASES.values()} == {1, 2, 3, 4}

@@ -18,7 +18,7 @@ from pipeflow.forecast import (
     ring_bytes,
     share,
 )
-from pipeflow.schedule import Turn
+from pipeflow.schedule import EndToEndConfig, Turn
 
 FAST = Link(1e18)
 NOTHING = Cost((1, 100), (0.0, 0.0), (0.0, 0.0))
@@ -231,7 +231,7 @@ def crew(owner, at_once, replicas=1):
     ],
 )
 def test_phases_by_parts(turns, owner, at_once, seconds):
-    found = phase_seconds(SMALL, (1, 2), turns, False, 10, FAST, crew(owner, at_once))
+    found = phase_seconds(SMALL, (1, 2), turns, None, 10, FAST, crew(owner, at_once))
     assert found == pytest.approx(seconds)
 
 
@@ -239,18 +239,33 @@ def test_phases_by_parts(turns, owner, at_once, seconds):
     ("size", "at_once", "seconds"), [(1, 1, 125), (2, 2, 20 + 40 + 5), (2, 1, 2 * (20 + 40 + 5)), (5, 2, 2.5 * 29)]
 )
 def test_phases_end_to_end(size, at_once, seconds):
-    found = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 3)], True, 10, FAST, crew(range(size), at_once))
+    found = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 3)], EndToEndConfig(), 10, FAST, crew(range(size), at_once))
     assert found == pytest.approx(3 * seconds)
+
+
+@pytest.mark.parametrize(
+    ("owner", "micros", "at_once", "seconds"),
+    [
+        ((0, 0, 1), None, 2, 112),  # the first of two is never idle: 2 · (18 + 36) + 4
+        ((0, 1, 1), 2, 2, 6 + 2 * (18 + 36) + 12 + 3),  # each waits for the other once: for 6 images, for gradients
+        ((0, 0, 1), None, 1, 149),  # two processes take turns on one core
+        ((0, 0, 0), None, 1, 149),  # one process: no pipeline
+    ],
+)
+def test_phases_end_to_end_as_a_pipeline(owner, micros, at_once, seconds):
+    joined = EndToEndConfig("pipeline", micros)
+    found = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 4)], joined, 12, FAST, crew(owner, at_once))
+    assert found == pytest.approx(4 * seconds)
 
 
 def test_phases_in_replicas():
     assert crew((0, 1, 2), 6, replicas=2).size == 6
-    found = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 4)], False, 20, FAST, crew((0, 1, 2), 6, replicas=2))
+    found = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 4)], None, 20, FAST, crew((0, 1, 2), 6, replicas=2))
     assert found == pytest.approx(4 * 61)
 
 
 def test_a_link_within_a_process_takes_no_time():
     slow = Link(8 * 400 / 1000)
-    across = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 1)], False, 10, slow, crew((0, 1, 1), 2))
-    within = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 1)], False, 10, slow, crew((0, 0, 0), 1))
+    across = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 1)], None, 10, slow, crew((0, 1, 1), 2))
+    within = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 1)], None, 10, slow, crew((0, 0, 0), 1))
     assert (across, within) == (1000, 135)
