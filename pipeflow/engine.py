@@ -89,7 +89,7 @@ class TimedStage(PipelineStage):
             self.seconds += time.perf_counter() - start
 
 
-def example(event: Event, batch: int, grad: bool) -> tuple[Tensor, Tensor]:
+def _example(event: Event, batch: int, grad: bool) -> tuple[Tensor, Tensor]:
     """What a packet of a micro-batch looks like, (z, logp), without memory."""
     return (
         torch.empty(batch, *event, device="meta", requires_grad=grad),
@@ -122,8 +122,8 @@ def timed_stage(
         number,
         stages,
         device,
-        input_args=example(events[0], micro, number > 0),
-        output_args=nll if carriage.last else example(events[1], micro, True),
+        input_args=_example(events[0], micro, number > 0),
+        output_args=nll if carriage.last else _example(events[1], micro, True),
         group=group,
     )
 

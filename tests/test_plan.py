@@ -119,6 +119,16 @@ def test_a_number_of_processes_that_train_would_refuse_is_said(capsys):
     assert "Note: data.batch is 50, which 3 processes cannot share evenly" in capsys.readouterr().out
 
 
+def test_a_pipeline_end_to_end_is_planned_as_one(capsys):
+    engine = ["--end_to_end.engine", "pipeline", "--data.batch", "50"]
+    assert main(["--run", "run", "--memory", "0.1MB", *SMALL, *JOINED, *engine]) == 0
+    out = capsys.readouterr().out
+    assert "Note: End to end a process of the pipeline needs more memory" in out and "the whole model" not in out
+    assert "cannot share evenly" not in out  # 50 images are 5 micro-batches of 10
+    alone, three = list(found_here()["phases"][-1]["seconds"].values())[:2]
+    assert alone / 3 < three
+
+
 def test_hosts_show_who_sits_where(capsys):
     assert (
         main(["--run", "run", "--hosts", "2", "--gpus-per-host", "6", *SMALL, "--cut.at", "[1,2,4]", *FOUR, *JOINED])
