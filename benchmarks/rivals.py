@@ -8,16 +8,16 @@ or communicated. tests/test_rivals.py holds every one of them to the gradients o
 
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from course import Again, Course
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
+from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
 from pipeflow.chain import close
+from pipeflow.engine import Carriage, timed_stage
 from pipeflow.link import Discard
 from pipeflow.objective import Truncated, bits_per_dim
 from pipeflow.optimizer import make_optimizer
@@ -146,19 +146,9 @@ class Engine(Contestant):
         assert course.batch % micro == 0, (course.batch, micro)
         self._truncated = course.build()[0][world.rank]
         self._last = world.rank == world.size - 1
-        events = [course.pixels.shape, *course.events()]
-        stage = TimedStage(
-            Carriage(self._truncated, self._last),
-            world.rank,
-            world.size,
-            torch.device("cpu"),
-            input_args=_example(events[world.rank], course.batch // micro, world.rank > 0),
-            output_args=torch.empty(course.batch // micro, device="meta", requires_grad=True)
-            if self._last
-            else _example(events[world.rank + 1], course.batch // micro, True),
-            group=group,
-        )
-        stage.spent = self.spent
+        around = (self._truncated.part.event_in, self._truncated.part.event_out)
+        carriage, place = Carriage([self._truncated], self._last), (world.rank, world.size)
+        stage = timed_stage(carriage, place, around, course.batch // micro, world.device, group)
         dims = course.pixels.dims
 
         def loss(nll: Tensor, target: Tensor) -> Tensor:
@@ -171,70 +161,19 @@ class Engine(Contestant):
         self._head = course.head()
         self._target = torch.zeros(course.batch)
 
-    def begin(self, steps: int) -> None:
-        super().begin(steps)
-        self._stage.spent = self.spent
-
     def step(self) -> None:
         self._optimizer.zero_grad()
-        start = time.perf_counter()
+        before, start = self._stage.seconds, time.perf_counter()
         given = self._head.recv() if self.world.rank == 0 else ()
         self.spent["compute"] += time.perf_counter() - start
         self._schedule.step(*given, **({"target": self._target} if self._last else {}))
+        self.spent["compute"] += self._stage.seconds - before
         start = time.perf_counter()
         self._optimizer.step()
         self.spent["compute"] += time.perf_counter() - start
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._truncated.named_global_parameters())
-
-
-class Carriage(nn.Module):
-    """A slice as the engine wants it: tensors in, tensors out, a nll (B,) at the end of the pipeline."""
-
-    def __init__(self, truncated: Truncated, last: bool) -> None:
-        super().__init__()
-        self.truncated, self.last = truncated, last
-
-    def forward(self, z: Tensor, logp: Tensor) -> Any:
-        given = Packet(Contiguous.apply(z), Contiguous.apply(logp))
-        if self.last:
-            return self.truncated(given)[1]
-        return tuple(Contiguous.apply(tensor) for tensor in self.truncated.part(given))
-
-
-class Contiguous(torch.autograd.Function):
-    """The same tensor, contiguous on the way there and back: gloo sends no other, and the engine leaves it at that."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
-
-
-class TimedStage(PipelineStage):
-    """A stage that adds up how long it computes."""
-
-    spent: dict[str, float]
-
-    def forward_one_chunk(self, *args: Any, **options: Any) -> Any:
-        return self._timed(super().forward_one_chunk, *args, **options)
-
-    def backward_one_chunk(self, *args: Any, **options: Any) -> Any:
-        return self._timed(super().backward_one_chunk, *args, **options)
-
-    def backward_weight_one_chunk(self, *args: Any, **options: Any) -> Any:
-        return self._timed(super().backward_weight_one_chunk, *args, **options)
-
-    def _timed(self, action: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return action(*args, **options)
-        finally:
-            self.spent["compute"] += time.perf_counter() - start
 
 
 class Replicated(Contestant):
@@ -340,10 +279,3 @@ def settings(name: str, batch: int, processes: int, quick: bool = False) -> list
     if name in ("one", "one_all"):
         return [{"threads": 1 if name == "one" else os.cpu_count()}]
     return [{}]
-
-
-def _example(event: tuple[int, ...], batch: int, grad: bool) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty(batch, *event, device="meta", requires_grad=grad),
-        torch.empty(batch, device="meta", requires_grad=grad),
-    )
