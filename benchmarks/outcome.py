@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ def read_outcome(run: Path, processes: int) -> Outcome:
         Either "failed", a sentence, or
         "final", "best": bits/dim of the model on the test split, at the end and the lowest on the way;
         "curve": a dict an evaluation: "images" drawn so far, "seconds" of training without evaluations (where other
-            runs shared the cores, of no meaning), "bytes" that processes have handed to each other (computed; see
-            `_bytes`), "bits_per_dim" of the model, or None before its last part has started, "truncated" behind each;
+            runs shared the cores, of no meaning), "bytes" that processes have handed to each other (computed; None
+            where `_bytes` does not know them), "bits_per_dim" of the model, or None before its last part has started,
+            "truncated" behind each;
         "measured_bytes": what the sockets of all processes have sent, evaluations and control traffic included;
         "worst": highest finite training bits/dim of each part behind its first updates;
         "skipped": batches whose loss or gradient was not finite.
@@ -57,17 +58,18 @@ def read_outcome(run: Path, processes: int) -> Outcome:
     }
 
 
-def _bytes(story: Story, processes: int, steps: list[int]) -> list[float]:
-    """Bytes that cross between processes until each step, computed: latents by parts, gradients end to end.
+def _bytes(story: Story, processes: int, steps: list[int]) -> Sequence[float | None]:
+    """Bytes that cross between processes until each step, computed: latents by parts, gradients end to end (DDP).
 
-    A border within a process costs nothing. An all-reduce of n bytes over N processes sends 2(N − 1)n bytes in all
-    (ring; Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009). Left out is what is exchanged once, at
-    the switch to end to end.
+    A border within a process costs nothing; other grids than a chain of a process a part are not computed. An
+    all-reduce of n bytes over N processes sends 2(N − 1)n bytes in all (ring; Patarasuk and Yuan, "Bandwidth optimal
+    all-reduce algorithms", 2009). Left out is what is exchanged once, at the switch to end to end.
     """
     if processes == 1:
         return [0.0] * len(steps)
-    if processes != story.config.cut.parts:
-        raise ValueError(f"Bytes are known for as many processes as parts, not for {processes}.")
+    config = story.config
+    if processes != config.cut.parts or config.parallel.replicas not in (None, 1) or config.end_to_end.engine != "ddp":
+        return [None] * len(steps)
     assert story.sent is not None and story.newest is not None
     channels, height, width = story.newest.image
     flow = glow_steps(story.config.glow, (channels, height, width))

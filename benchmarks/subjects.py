@@ -46,7 +46,7 @@ LARGE = {
 
 
 def digits(parts: int, quick: bool = False) -> tuple[Subject, Grid]:
-    """scikit-learn's digits, cut between the levels or, into 3 parts, across them; and what is searched."""
+    """scikit-learn's digits, cut between the levels or, into 3 or 4 parts, across them; and what is searched."""
     steps = 12 if quick else 600
     flow_steps, hidden = (2, 8) if quick else (4, 32)
     words = (*_glow(2, flow_steps, hidden), *_cut(parts, flow_steps, flow_steps))
@@ -75,6 +75,7 @@ def _glow(levels: int, steps: int, hidden: int) -> tuple[str, ...]:
 
 
 def _cut(parts: int, steps: int, half: int) -> tuple[str, ...]:
-    """Two parts: behind `half` flow steps; three: in the middle of the first two levels, as in the paper."""
-    at = {2: [half], 3: [steps // 2, 3 * steps // 2]}[parts]
+    """Two parts: behind `half` flow steps; three: in the middle of the first two levels (the paper's); four: both."""
+    middle, last = steps // 2, 3 * steps // 2
+    at = {2: [half], 3: [middle, last], 4: [middle, half, last]}[parts]
     return ("--cut.scheme", "explicit", "--cut.parts", str(parts), "--cut.at", str(at))

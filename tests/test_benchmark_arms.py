@@ -1,5 +1,6 @@
 """benchmarks/: arms that are compared differ in what they are meant to differ in, and in nothing else."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -19,6 +20,7 @@ from matrix_products import matrix_products
 from peer_glows import Size, peers
 from questions import changes, rates, together
 from recipe import Recipe
+from replicas import ENGINES, Layout, arm, by_parts_alone, layouts
 from results_file import _without_places
 from subjects import digits
 from sweep import Tried, _next
@@ -26,6 +28,9 @@ from time_to_bpd import ARMS, crossing
 
 from pipeflow import Glow, GlowConfig
 from pipeflow.config import parse
+from pipeflow.grid import grid
+from pipeflow.schedule import EndToEndConfig
+from pipeflow.world import ParallelConfig
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -67,6 +72,24 @@ def test_arms_draw_equally_many_images_and_their_settings_parse(recipe):
     config = parse([*arm.command(Path("runs/x"))[:-2]])
     assert sum(phase.steps for phase in config.phases) == subject.steps and config.data.batch == subject.batch
     assert sum(p.steps for p in config.phases if p.schedule == "end_to_end") == round(recipe.tail * subject.steps)
+
+
+def test_replicas_of_a_chain_are_one_run_but_for_the_grid():
+    lineup = layouts(4)
+    grids = [(one.parts, one.stages, one.replicas) for one in lineup if one.engine == ENGINES[0]]
+    two = [(2, 1, 1), (2, 2, 1), (2, 1, 2), (2, 1, 3), (2, 2, 2), (2, 1, 4)]
+    assert grids == [*two, (4, 1, 1), (4, 3, 1), (4, 4, 1)]
+    assert {one.engine for one in lineup if (one.parts, one.stages, one.replicas) == (2, 2, 1)} == set(ENGINES)
+    for layout in lineup:
+        one, half = arm(layout, 0, quick=False), by_parts_alone(layout, 0, quick=False)
+        config = parse([*one.command(Path("runs/x"))[:-2]])
+        config.check_world(layout.processes, grid(layout.parts, layout.processes, config.parallel.replicas).replicas)
+        same = dataclasses.replace(config, parallel=ParallelConfig(replicas=1), end_to_end=EndToEndConfig())
+        assert same == parse([*arm(Layout(layout.parts, 1, 1), 0, quick=False).command(Path("runs/x"))[:-2]])
+        assert (config.parallel.replicas, config.end_to_end.engine) == (layout.replicas, layout.engine)
+        assert [phase.schedule for phase in config.phases] == ["simultaneous", "end_to_end"]
+        assert half.phases == one.phases[:1] and half.processes == one.processes
+    assert len({arm(layout, seed, False).directory for layout in lineup for seed in (0, 1)}) == 2 * len(lineup)
 
 
 def test_a_run_is_named_by_its_settings():
@@ -111,8 +134,8 @@ def test_when_a_curve_reaches_a_target():
 def test_changes_are_one_at_a_time_and_the_recipe_is_all_that_help():
     base = Recipe("simultaneous", 1 / 3, lr=1e-2)
     arms = rates(base) | changes(base, 600)
-    for name, arm in arms.items():
-        changed = [key for key, value in vars(arm).items() if value != getattr(base, key)]
+    for name, recipe in arms.items():
+        changed = [key for key, value in vars(recipe).items() if value != getattr(base, key)]
         assert len(changed) == 1, name
     some = ("part 1: lr × 2", "part 3: lr × 0.5", "clip 1", "clip 10", "learned provisional priors")
     recipe = together(base, {name: arms[name] for name in some})

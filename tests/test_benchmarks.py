@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import results_file
 from hosts import why_not
+from replicas import ENGINES
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +121,24 @@ def test_memory_has_a_figure_for_every_process(tmp_path):
         assert len(one["training_bytes"]) == (1 if name == "one" else 2)
         assert all(0 < training < peak for training, peak in zip(one["training_bytes"], one["peak_bytes"], strict=True))
         assert one["worst_bytes"] == max(one["training_bytes"])
+
+
+# --- grids of processes
+
+
+def test_replicas_compares_every_grid_and_engine_on_the_same_training(tmp_path):
+    first, *rows = quick("replicas", tmp_path)["rows"]
+    assert first["processes"] == 1 and first["bytes_sent"]["all"] == 0
+    assert [(row["stages"], row["replicas"]) for row in rows if row["engine"] == ENGINES[0]] == [(2, 1), (1, 2)]
+    assert {row["engine"] for row in rows} == set(ENGINES)
+    for row in rows:
+        assert row["bytes_sent"]["all"] > 0
+        assert all(rate > 0 for rates in row["images_per_s"].values() for rate in rates)
+        exact = row["replicas"] == 1
+        assert (row["bits_per_dim"]["by_parts"] == first["bits_per_dim"]["by_parts"]) or not exact
+        assert row["by_parts"]["apart"] <= (0 if exact else 1e-4)
+        assert row["end_to_end"]["apart"] < 1e-4
+        assert row["bits_per_dim"]["end_to_end"][0][-1] < row["bits_per_dim"]["by_parts"][0][-1]
 
 
 # --- where results go
