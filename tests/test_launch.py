@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,11 @@ import yaml
 from slurm import cluster, why_not
 
 from pipeflow import checkpoint
+from pipeflow.grid import grid
 from pipeflow.resume import settle
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-SHELL = ["local.sh", "slurm.sbatch"]
+SHELL = ["local.sh", "agents.sh", "slurm.sbatch"]
 SMALL = [
     *("--device", "cpu", "--glow.levels", "2", "--glow.steps", "3", "--glow.hidden", "8", "--data.batch", "12"),
     *("--eval_every", "1000", "--parallel.heartbeat_s", "1"),
@@ -99,6 +101,8 @@ def test_the_kubernetes_job_agrees_with_itself(job):
     assert worker["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode")
     config, resume = settle([*container["command"][3:], *container["args"]])
     assert resume == "auto" and config.run.startswith("/shared/")
+    size = worker["replicas"] * int(spec["nprocPerNode"])
+    config.check_world(size, grid(config.cut.parts, size, config.parallel.replicas).replicas)
 
 
 @pytest.mark.parametrize("name", SHELL)
@@ -116,16 +120,52 @@ def environment():
     return os.environ | here
 
 
-def test_local_runs_and_goes_on(environment, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "named"), [(["local.sh"], "PROCESSES"), pytest.param(["agents.sh", "2"], "", marks=pytest.mark.slow)]
+)
+def test_on_one_host_it_runs_and_goes_on(words, named, environment, tmp_path):
     phases = json.dumps([{"schedule": "simultaneous", "steps": 2}])
-    command = [str(LAUNCH / "local.sh"), "--run", str(tmp_path / "run"), *SMALL, "--phases", phases]
+    launcher = [str(LAUNCH / words[0]), *words[1:]]
+    more = {named: "2"} if named else {"MASTER_PORT": str(free_port())}
     for _ in range(2):
         done = subprocess.run(
-            command, env=environment | {"PROCESSES": "2"}, capture_output=True, text=True, timeout=120, check=False
+            [*launcher, "--run", str(tmp_path / "run"), *SMALL, "--phases", phases],
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 and "exitcode" not in done.stderr, done.stderr
     assert "nothing is left to do" in done.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["processes"] == 2
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_agents_without_a_number_of_processes():
+    done = subprocess.run([str(LAUNCH / "agents.sh")], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "the number of processes comes first" in done.stderr
+
+
+@pytest.mark.slow
+def test_slurm_says_that_a_job_has_failed_when_it_is_not_queued_again(environment, tmp_path):
+    if reason := why_not():
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as base, cluster(Path(base)) as found:
+        batch = ["sbatch", "--parsable", "--wait", f"--output={tmp_path}/output", str(LAUNCH / "slurm.sbatch")]
+        env = found | environment | {"SLURM_CONF": found["SLURM_CONF"], "PROCESSES": "2", "REQUEUES": "0"}
+        command = [*batch, "--run", str(tmp_path / "run"), *SMALL, "--cut.parts", "99"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        state = subprocess.run(
+            ["scontrol", "show", "job", done.stdout.strip()], env=env, capture_output=True, text=True, check=True
+        ).stdout
+    assert "JobState=FAILED" in state and done.returncode, (state, (tmp_path / "output").read_text())
+    assert "pipeflow: " in (tmp_path / "output").read_text()
 
 
 @pytest.mark.slow
