@@ -13,9 +13,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .data import DataConfig
 from .flow import Event, Step
 from .part import flow_step_positions
-from .sources import ImageSet
+from .sources import ImageSet, load
 
 Maker = Callable[[], Sequence[Step]]
 """Makes the steps of a flow, in order, anew at every call; random weights come from torch's global generator."""
@@ -104,6 +105,22 @@ def _behind(step: Step, z: Tensor, who: str) -> Tensor:
         if wrong:
             raise ValueError(f"{who} {what}.")
     return out
+
+
+def images_of(config: DataConfig, data: Splits | None = None) -> tuple[ImageSet, dict[str, str]]:
+    """The two splits that the settings name, or that a script hands over; of the latter a hash, as "data".
+
+    Raises:
+        ValueError: the settings and what is handed over do not go together, or either is unfit.
+    """
+    if config.name == "own":
+        if data is None:
+            raise ValueError("data.name is own, but no data are handed over: pipeflow.fit(…, data=(train, test)).")
+        images, digest = own_data(data)
+        return images, {"data": digest}
+    if data is not None:
+        raise ValueError(f"Data are handed over, but data.name is {config.name}; set it to own.")
+    return load(config.name, config.root, config.image_size, config.on_corrupt), {}
 
 
 def own_data(splits: Splits) -> tuple[ImageSet, str]:

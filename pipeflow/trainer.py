@@ -14,7 +14,7 @@ from .data import DataConfig, check_enough
 from .glow import glow_steps
 from .ledger import Ledger, evaluate
 from .metrics import say
-from .own import Maker, Splits, check_flow, check_name, own_data
+from .own import Maker, Splits, check_flow, check_name, images_of
 from .part import CutConfig
 from .phase import Phase
 from .pixels import Pixels
@@ -26,7 +26,7 @@ from .rejoin import forget, recall
 from .resume import Resume, find, restore
 from .saver import Saver
 from .schedule import phase_steps, turns
-from .sources import ImageSet, load
+from .sources import ImageSet
 from .state import State, fresh, steps_of
 from .stop import Stop, StopRequested
 from .world import World, open_world
@@ -167,7 +167,7 @@ def _finished(state: State) -> dict[str, Any] | None:
 def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[ImageSet, Space, dict[str, str]]:
     """The data, what they look like, and hashes of what is handed over; checked against all that concerns them."""
     check_name(config.flow, flow)
-    images, own = _images(config.data, data)
+    images, own = images_of(config.data, data)
     check_enough(config.data, len(images.train))
     pixels = _pixels(config.data, images)
     if flow is not None:
@@ -177,18 +177,6 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     for phase in config.phases:
         turns(phase, config.cut.parts, len(images.train), config.data.batch)
     return images, pixels, own
-
-
-def _images(config: DataConfig, data: Splits | None) -> tuple[ImageSet, dict[str, str]]:
-    """The two splits, and a hash of them where a script hands them over."""
-    if config.name == "own":
-        if data is None:
-            raise ValueError("data.name is own, but no data are handed over: pipeflow.fit(…, data=(train, test)).")
-        images, digest = own_data(data)
-        return images, {"data": digest}
-    if data is not None:
-        raise ValueError(f"Data are handed over, but data.name is {config.name}; set it to own.")
-    return load(config.name, config.root, config.image_size, config.on_corrupt), {}
 
 
 def _pixels(config: DataConfig, images: ImageSet) -> Space:

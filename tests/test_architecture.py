@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "pipeflow"
 FLOORS = [  # within a floor, a module may import only those written before it
     "packet late noise pixels points options units traffic pulse meeting claim",
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
-    "precision glow passage part objective grid placement world decode folder published sources own data optimizer "
+    "precision glow passage part objective grid placement world decode folder published sources data own optimizer "
     "average",
     "graphs link learner engine backlog stop watch stage pipelined cost measure balance board metrics model sheet",
     "chain ledger schedule pipeline forecast crew sentence plain checkpoint saver config state survey resume join "
