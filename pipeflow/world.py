@@ -459,7 +459,6 @@ def open_world(config: ParallelConfig, parts: int, device: str, init_method: str
 def leave_the_word_to_rank_0() -> None:
     """Called by a process that found what all processes find: rank 0 says it, the others give it time to.
 
-    torchrun kills all processes as soon as one has failed.
+    torchrun kills all processes of a host as soon as one of them has failed; so another host says it once as well.
     """
-    if int(os.environ.get("RANK", "0")):
-        time.sleep(5)
+    time.sleep(sum(5 for name in ("RANK", "LOCAL_RANK") if int(os.environ.get(name, "0"))))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pipeflow.config import Config, parse
 from pipeflow.train import main
+from pipeflow.world import leave_the_word_to_rank_0
 
 SMALL = ["--glow.levels", "2", "--glow.steps", "2", "--glow.hidden", "8", "--data.batch", "16", "--device", "cpu"]
 
@@ -403,3 +405,13 @@ def test_a_phase_too_short_to_be_stopped_does_not_end_well_with_a_broken_model(r
     sentence = refused(*words, code=1, untouched=False)
     assert "phase 1" in sentence.lower() and "not finite" in sentence and "lower lr" in sentence
     assert not (here / "run" / "result.json").exists() and not (here / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "seconds"), [(0, 0, 0), (1, 1, 10), (3, 0, 5), (4, 1, 10)])
+def test_what_all_processes_find_the_first_of_a_host_says(rank, local_rank, seconds, monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    leave_the_word_to_rank_0()
+    assert sum(slept) == seconds
