@@ -1,7 +1,7 @@
 """python -m pipeflow.evaluate: bits/dim of a trained run on held-out images, and how sure each figure is.
 
 `result.json` has the means alone, of the run's own images and one draw of noise. Under torchrun, any number of
-processes share the images.
+processes share the images. For a flow of its own a script calls `main` with that, and with its data.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -18,14 +19,17 @@ from typing import get_args
 import numpy as np
 import torch
 
+from .data import DataConfig
 from .decode import Images
 from .metrics import say
 from .options import Options
+from .own import Maker, Splits, images_of
 from .points import Space
 from .precision import set_tensor_cores
 from .published import PUBLISHED
+from .resume import check_own
 from .score import Scores, score, standard_error
-from .sources import DataName, SourceName, load
+from .sources import SourceName
 from .trained import Trained, read
 from .world import LostError, ParallelConfig, World, leave_the_word_to_rank_0, open_world
 
@@ -54,12 +58,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def evaluate(options: argparse.Namespace, world: World) -> dict[str, Scores]:
+def evaluate(
+    options: argparse.Namespace, world: World, flow: Maker | None = None, data: Splits | None = None
+) -> dict[str, Scores]:
     """Scores, prints, draws and writes what the options ask for; every process must call it.
 
     Args:
         options: what `parse` returned.
         world: the processes, which share the images.
+        flow, data: of a script's own, those that the run was trained with.
 
     Returns:
         Data set → its scores: the one asked for and, where the histogram compares them, the run's own.
@@ -69,23 +76,25 @@ def evaluate(options: argparse.Namespace, world: World) -> dict[str, Scores]:
         LostError: another process is gone.
     """
     world.first(lambda: _check_files(options.json, options.histogram))
-    trained = world.first(lambda: read(options.run))
+    trained = world.first(lambda: read(options.run, flow))
     set_tensor_cores(trained.config.precision)
     step = f"step {trained.manifest.step}"
     torch.set_num_threads(trained.config.parallel.threads)
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
-        label: world.first(partial(_test_split, trained, *source))
+        label: world.first(partial(_test_split, trained, source, data if source.name == "own" else None))
         for label, source in _sources(options, trained).items()
     }
     shapes = {label: images.shape for label, images in splits.items()}
     world.agree("the checkpoint and the images", f"{step} with settings {trained.config.digest()}, {shapes}")
     found: dict[str, Scores] = {}
+    what = "images" if trained.pixels.levels else "points"
     for label, images in splits.items():
         scores = found[label] = score(trained, images, options.seed, options.samples, options.batch, world)
-        draws = f"{scores.samples} draw{'s' * (scores.samples > 1)} of dequantisation noise (seed {scores.seed})"
-        say(world, f"{trained.directory}: {scores.images} test images of {label}, {draws}\n{scores.table()}")
+        draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of dequantisation noise (seed {scores.seed})"
+        draws = draws if trained.pixels.levels else ""
+        say(world, f"{trained.directory}: {scores.images} test {what} of {label}{draws}\n{scores.table()}")
     if world.rank == 0 and options.json:
         about = {"run": str(options.run), "checkpoint": str(trained.directory), "step": trained.manifest.step}
         about["batch"] = options.batch or trained.config.data.batch
@@ -112,28 +121,31 @@ def _check_files(table: Path | None, histogram: Path | None) -> None:
         raise ValueError("--histogram needs matplotlib, which is not installed here: pip install matplotlib.")
 
 
-def _sources(options: argparse.Namespace, trained: Trained) -> dict[str, tuple[DataName, str | None, int | None]]:
-    """The data sets to score: what tables call them → name, root and image size."""
+def _sources(options: argparse.Namespace, trained: Trained) -> dict[str, DataConfig]:
+    """The data sets to score: what tables call them → where they are."""
     own = trained.config.data
     if not options.data:
-        return {own.name: (own.name, options.root or own.root, own.image_size)}
+        return {own.name: replace(own, root=options.root or own.root)}
     label = options.data if options.data != own.name else f"{options.data} (--data)"
-    found = {label: (options.data, options.root, trained.pixels.shape[1] if options.data == "folder" else None)}
-    return found | ({own.name: (own.name, options.own_root or own.root, own.image_size)} if options.histogram else {})
+    size = trained.pixels.shape[-1] if options.data == "folder" else None
+    found = {label: replace(own, name=options.data, root=options.root, image_size=size)}
+    return found | ({own.name: replace(own, root=options.own_root or own.root)} if options.histogram else {})
 
 
-def _test_split(trained: Trained, name: DataName, root: str | None, image_size: int | None) -> Images:
+def _test_split(trained: Trained, source: DataConfig, data: Splits | None) -> Images:
     """The test images of a data set, if they are like those that the run has learned."""
-    pixels = trained.pixels
-    if name in PUBLISHED and (PUBLISHED[name].size != pixels.shape[1] or pixels.levels != 256):  # before a download
+    name, pixels = source.name, trained.pixels
+    if name in PUBLISHED and (pixels.levels != 256 or PUBLISHED[name].size != pixels.shape[1]):  # before a download
         raise _unlike(name, f"{PUBLISHED[name].size}×{PUBLISHED[name].size} pixels with 256 levels", pixels)
     try:
-        images = load(name, root, image_size, trained.config.data.on_corrupt)
+        images, own = images_of(source, data)
     except ValueError as error:
         raise ValueError(str(error).replace("--data.root", "--root")) from error
-    height, width, channels = images.test.shape[1:]
-    if (channels, height, width) != pixels.shape or images.levels != pixels.levels:
-        raise _unlike(name, f"{channels}×{height}×{width} with {images.levels} levels", pixels)
+    check_own(own, trained.manifest, trained.directory)
+    event = images.test.shape[1:]
+    shape = (event[2], *event[:2]) if images.levels else event
+    if shape != pixels.shape or images.levels != pixels.levels:
+        raise _unlike(name, f"{'×'.join(map(str, shape))} with {images.levels} levels", pixels)
     return images.test
 
 
@@ -174,8 +186,19 @@ def _write(file: Path, data: bytes) -> None:
         raise ValueError(f"{file} cannot be written ({error}).") from error
 
 
-def main(arguments: Sequence[str] | None = None, init_method: str = "env://") -> int:
-    """Evaluates; returns the exit code: 0, 1 if a process is gone, 2 for what can be put right, 130 for Ctrl-C."""
+def main(
+    arguments: Sequence[str] | None = None,
+    init_method: str = "env://",
+    flow: Maker | None = None,
+    data: Splits | None = None,
+) -> int:
+    """Evaluates; returns the exit code: 0, 1 if a process is gone, 2 for what can be put right, 130 for Ctrl-C.
+
+    Args:
+        arguments: of the command line; the process's own by default.
+        init_method: where processes meet.
+        flow, data: of a script's own, as for `pipeflow.train.main`.
+    """
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         # Every process holds the whole flow: the world of as many parts as processes takes any number of them.
@@ -186,7 +209,7 @@ def main(arguments: Sequence[str] | None = None, init_method: str = "env://") ->
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, LostError) else 2
     try:
-        evaluate(options, world)
+        evaluate(options, world, flow, data)
     except (ValueError, LostError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
         line, code = _said(error)
         if world.claim(line):

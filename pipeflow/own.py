@@ -37,7 +37,8 @@ def check_name(name: str, make: Maker | None) -> None:
     if make is None and name != "glow":
         raise ValueError(
             f"The flow '{name}' is one of a script's own, and only that script can make its steps: there, say "
-            "pipeflow.fit(…, flow=…) or pipeflow.load(RUN, flow=…)."
+            "pipeflow.fit(…, flow=…) or pipeflow.load(RUN, flow=…), and main([RUN], flow=…) of pipeflow.evaluate or "
+            "pipeflow.sample."
         )
     if make is not None and name == "glow":
         raise ValueError("A flow is handed over, but the settings say flow: glow; give yours a name, Config(flow=…).")
@@ -115,7 +116,9 @@ def images_of(config: DataConfig, data: Splits | None = None) -> tuple[ImageSet,
     """
     if config.name == "own":
         if data is None:
-            raise ValueError("data.name is own, but no data are handed over: pipeflow.fit(…, data=(train, test)).")
+            raise ValueError(
+                "data.name is own, but no data are handed over: in the script that has them, say data=(train, test)."
+            )
         images, digest = own_data(data)
         return images, {"data": digest}
     if data is not None:

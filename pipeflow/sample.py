@@ -1,7 +1,7 @@
 """python -m pipeflow.sample: one picture of what a flow draws, or of what it makes of test images.
 
 A notebook calls `pictures` and `sheet.draw_sheet` itself. Under torchrun, as many processes as the flow has parts, or
-fewer, hold their own parts alone.
+fewer, hold their own parts alone. For a flow of its own a script calls `main` with that, and with its data.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from .data import fetch
+from .decode import Images
 from .metrics import say
 from .options import Options
+from .own import Maker, Splits, images_of
 from .pictures import difference, each_part, interpolate, reconstruct
+from .points import Space
+from .resume import check_own
 from .sheet import save_sheet
-from .sources import load as load_images
 from .trained import Source, Trained, load, locate, read
 from .upstream import alone, draw, hold
 from .world import LostError, ParallelConfig, World, leave_the_word_to_rank_0, open_world
@@ -93,35 +96,45 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.out} is there already, and is not written over; give another name with --out.")
 
 
-def picture(options: argparse.Namespace, source: Source | None, world: World) -> Picture:
+def picture(
+    options: argparse.Namespace,
+    source: Source | None,
+    world: World,
+    flow: Maker | None = None,
+    data: Splits | None = None,
+) -> Picture:
     """What the options ask for; every process must call it, and the first one gets the images.
 
     Args:
         options: what `parse` returned.
         source: the checkpoint; None for an exported flow.
         world: the processes.
+        flow, data: of a script's own, those that the run was trained with.
 
     Raises:
         ValueError: a run, or data, that do not fit.
         LostError: another process is gone.
     """
     if options.kind == "grid":
-        return _grid(options, source, world)
+        return _grid(options, source, world, flow)
     assert source
-    trained = read(source)
+    trained = read(source, flow)
+    _check_images(options, trained.pixels)
     for piece in trained.slices:
         piece.to(world.device)
     if options.kind == "each-part":
         return _each_part(options, trained, source)
-    return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, world.device)
+    images = _test_images(options, trained, data)
+    return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, images, world.device)
 
 
-def _grid(options: argparse.Namespace, source: Source | None, world: World) -> Picture:
+def _grid(options: argparse.Namespace, source: Source | None, world: World, flow: Maker | None) -> Picture:
     if source:
-        chain, pixels = hold(world, source)
+        chain, pixels = hold(world, source, flow)
     else:
-        flow = load(options.run)
-        chain, pixels = alone(world, flow), flow.pixels
+        exported = load(options.run, flow)
+        chain, pixels = alone(world, exported), exported.pixels
+    _check_images(options, pixels)
     drawn = draw(chain, pixels, options.n, options.temperature, options.seed)
     many = f"{len(drawn)} × {options.n} images, from top to bottom" if len(drawn) > 1 else f"{options.n} images"
     heat = ", ".join(f"{value:g}" for value in options.temperature)
@@ -141,8 +154,7 @@ def _each_part(options: argparse.Namespace, trained: Trained, source: Source) ->
     return Picture([[images.cpu()] for images in drawn], trained.pixels.levels, shows)
 
 
-def _interpolate(options: argparse.Namespace, trained: Trained, device: torch.device) -> Picture:
-    images = _test_images(options, trained)
+def _interpolate(options: argparse.Namespace, trained: Trained, images: Images, device: torch.device) -> Picture:
     numbers = options.interpolate or list(range(min(_ROW, len(images) // 2 * 2)))
     _check_numbers(numbers, len(images))
     ends = fetch(images, np.array(numbers, dtype=np.int64), device)
@@ -156,8 +168,7 @@ def _interpolate(options: argparse.Namespace, trained: Trained, device: torch.de
     return Picture([rows], trained.pixels.levels, shows)
 
 
-def _reconstruct(options: argparse.Namespace, trained: Trained, device: torch.device) -> Picture:
-    images = _test_images(options, trained)
+def _reconstruct(options: argparse.Namespace, trained: Trained, images: Images, device: torch.device) -> Picture:
     _check_numbers([options.reconstruct - 1], len(images))
     seen, back = reconstruct(trained.flow(), fetch(images, np.arange(options.reconstruct), device))
     pairs = zip(torch.split(seen.cpu(), _ROW), torch.split(back.cpu(), _ROW), strict=True)
@@ -168,13 +179,14 @@ def _reconstruct(options: argparse.Namespace, trained: Trained, device: torch.de
     return Picture([list(pair) for pair in pairs], trained.pixels.levels, shows)
 
 
-def _test_images(options: argparse.Namespace, trained: Trained) -> np.ndarray:
+def _test_images(options: argparse.Namespace, trained: Trained, data: Splits | None) -> Images:
     """(N, H, W, C) uint8, which are like those that the run has learned."""
-    data, pixels = trained.config.data, trained.pixels
+    config, pixels = trained.config.data, trained.pixels
     try:
-        images = load_images(data.name, options.root or data.root, data.image_size, data.on_corrupt)
+        images, own = images_of(replace(config, root=options.root or config.root), data)
     except ValueError as error:
         raise ValueError(str(error).replace("--data.root", "--root")) from error
+    check_own(own, trained.manifest, trained.directory)
     height, width, channels = images.test.shape[1:]
     if (channels, height, width) != pixels.shape or images.levels != pixels.levels:
         raise ValueError(
@@ -182,6 +194,14 @@ def _test_images(options: argparse.Namespace, trained: Trained) -> np.ndarray:
             f"{'×'.join(map(str, pixels.shape))} with {pixels.levels}; say with --root where the run's own are."
         )
     return images.test
+
+
+def _check_images(options: argparse.Namespace, pixels: Space) -> None:
+    if not pixels.levels:
+        raise ValueError(
+            f"The flow in {options.run} is one of points, which are no picture; in the script that has it, "
+            "pipeflow.load(RUN, flow=…).sample(n) draws points."
+        )
 
 
 def _check_numbers(numbers: list[int], images: int) -> None:
@@ -196,8 +216,19 @@ def _unlearned(source: Source) -> str:
     return "" if began == parts else f" (part {began + 1} has not begun to learn in it)"
 
 
-def main(arguments: Sequence[str] | None = None, init_method: str = "env://") -> int:
-    """Draws; returns the exit code: 0, 1 if a process is gone, 2 for what can be put right, 130 for Ctrl-C."""
+def main(
+    arguments: Sequence[str] | None = None,
+    init_method: str = "env://",
+    flow: Maker | None = None,
+    data: Splits | None = None,
+) -> int:
+    """Draws; returns the exit code: 0, 1 if a process is gone, 2 for what can be put right, 130 for Ctrl-C.
+
+    Args:
+        arguments: of the command line; the process's own by default.
+        init_method: where processes meet.
+        flow, data: of a script's own, as for `pipeflow.train.main`.
+    """
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         source = None if options.run.suffix == ".safetensors" else locate(options.run)
@@ -211,7 +242,7 @@ def main(arguments: Sequence[str] | None = None, init_method: str = "env://") ->
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, LostError) else 2
     try:
-        drawn = picture(options, source, world)
+        drawn = picture(options, source, world, flow, data)
         if world.rank == 0:
             _write(drawn, options.out)
         say(world, f"{options.out}: {drawn.shows}")

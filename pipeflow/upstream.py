@@ -15,6 +15,7 @@ from .chain import Chain
 from .model import Flow
 from .noise import Purpose, normal
 from .objective import Truncated
+from .own import Maker
 from .points import Space
 from .trained import Source, read
 from .world import World
@@ -23,19 +24,20 @@ BATCH = 256
 """Images that a process works on at a time."""
 
 
-def hold(world: World, source: Source) -> tuple[Chain, Space]:
+def hold(world: World, source: Source, flow: Maker | None = None) -> tuple[Chain, Space]:
     """This process's parts of a trained flow, and what its images look like; the other parts are not kept.
 
     Args:
         world: the processes, opened for as many parts as the flow has; all of them must call it.
         source: the checkpoint.
+        flow: makes the steps, where they are those of a script's own flow.
 
     Raises:
-        ValueError: the checkpoint is damaged, or not the same for all processes.
+        ValueError: the checkpoint is damaged, or not the same for all processes; or the flow is another.
     """
     contents = hashlib.sha256(str(sorted(source.manifest.files.items())).encode()).hexdigest()[:12]
     world.agree("the checkpoint", f"step {source.manifest.step} ({contents})")
-    trained = read(source)
+    trained = read(source, flow)
     mine = {part: trained.slices[part].to(world.device) for part in world.mine}
     events = [piece.part.event_out for piece in trained.slices]
     return Chain(world, mine, events, source.config.digest()), trained.pixels

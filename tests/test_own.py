@@ -12,7 +12,7 @@ from distributed import in_processes
 from torch import nn
 
 import pipeflow
-from pipeflow import checkpoint
+from pipeflow import checkpoint, evaluate, sample
 from pipeflow.checkpoint import CheckpointConfig
 from pipeflow.config import Config
 from pipeflow.data import DataConfig
@@ -21,6 +21,7 @@ from pipeflow.part import CutConfig
 from pipeflow.points import Points
 from pipeflow.schedule import PhaseConfig
 from pipeflow.score import score
+from pipeflow.sheet import save_sheet
 from pipeflow.train import main
 from pipeflow.trained import read
 from pipeflow.trainer import fit
@@ -438,3 +439,91 @@ def test_points_enter_as_they_are():
     for wrong in (torch.ones(4, 2), torch.ones(4, 3, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"\(B, 3\)"):
             space.dequantise(wrong)
+
+
+# --- evaluate and sample, as a script calls them
+
+
+def test_evaluate_has_the_figures_of_training(whole, tmp_path, capsys):
+    words = [whole.run, "--device", "cpu", "--json", str(tmp_path / "scores.json")]
+    assert evaluate.main(words, flow=vectors, data=DATA) == 0
+    assert "100 test points of own\n" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "scores.json").read_text())["results"]
+    expected = json.loads((Path(whole.run) / "result.json").read_text())["ledger"]["parts"]
+    means = [row["bits_per_dim"]["mean"] for row in found["truncations"]]
+    assert means == pytest.approx([part["bits_per_dim"] for part in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "flow", "data", "fragment"),
+    [
+        ([], None, DATA, "'vectors' is one of a script's own"),
+        ([], lambda: [ActNorm(3), *vectors()], DATA, "The flow handed over"),
+        ([], vectors, None, "data=(train, test)"),
+        ([], vectors, (points(240, 2), DATA[1]), "The data handed over"),
+        (["--data", "digits"], vectors, None, "the run 3 with 0 levels"),
+        (["--data", "cifar10"], vectors, None, "the run 3 with 0 levels"),
+    ],
+)
+def test_evaluate_refuses_in_a_sentence(words, flow, data, fragment, whole, capsys):
+    assert evaluate.main([whole.run, "--device", "cpu", *words], flow=flow, data=data) == 2
+    assert_sentence(capsys, fragment)
+
+
+def test_points_are_no_picture(whole, tmp_path, capsys):
+    pipeflow.export(whole.run, tmp_path / "flow.safetensors", vectors)
+    for place, *words in ((whole.run,), (whole.run, "--each-part"), (str(tmp_path / "flow.safetensors"),)):
+        out = tmp_path / "points.png"
+        assert sample.main([place, *words, "--out", str(out), "--device", "cpu"], flow=vectors) == 2
+        assert_sentence(capsys, "one of points")
+        assert not out.exists()
+
+
+def assert_sentence(capsys, fragment):
+    said = capsys.readouterr().err
+    assert said.startswith("pipeflow: ") and said.count("\n") == 1 and fragment in said, said
+
+
+GREYS = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 1), dtype=np.uint8)
+
+
+def squares():
+    """A flow on images of 4 × 4 pixels."""
+    return [Squeeze(), ActNorm(4), Squeeze(), ActNorm(16)]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A run on images of a script's own, in two parts."""
+    config = config_in(
+        tmp_path_factory.mktemp("pictures") / "run",
+        flow="squares",
+        cut=CutConfig("explicit", 2, [1]),
+        phases=[PhaseConfig("simultaneous", steps=2)],
+    )
+    fit(config, flow=squares, data=(GREYS[:250], GREYS[250:]))
+    return config.run
+
+
+def draw(init_method, run, out):
+    assert sample.main([run, "--out", out, "--device", "cpu"], init_method, squares) == 0
+
+
+def test_sample_draws_in_one_process_and_in_two(pictures, tmp_path):
+    drawn = pipeflow.load(pictures, squares).sample(64, 0.7)
+    save_sheet([[drawn]], 256, tmp_path / "expected.png")
+    for size in (1, 2):
+        out = tmp_path / f"{size}.png"
+        in_processes(size, draw, pictures, str(out), directory=tmp_path / f"meet-{size}")
+        assert out.read_bytes() == (tmp_path / "expected.png").read_bytes()
+
+
+def test_sample_looks_at_the_script_s_own_images(pictures, tmp_path, capsys):
+    words = [pictures, "--device", "cpu", "--reconstruct", "8", "--out", str(tmp_path / "out.png")]
+    assert sample.main(words, flow=squares) == 2
+    assert_sentence(capsys, "data=(train, test)")
+    assert sample.main(words, flow=squares, data=(GREYS[:250], GREYS[:50])) == 2
+    assert_sentence(capsys, "The data handed over")
+    assert sample.main(words, flow=squares, data=(GREYS[:250], GREYS[250:])) == 0
+    assert "largest error of a pixel: 0 of 256 levels" in capsys.readouterr().out
+    assert (tmp_path / "out.png").stat().st_size > 0
