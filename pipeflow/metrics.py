@@ -5,8 +5,10 @@ then, and the first process draws them: control traffic of a hundred bytes, neve
 """
 
 import json
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +44,17 @@ def rewind(file: Path, step: int) -> None:
     shorter = file.with_name(file.name + ".partial")
     shorter.write_text("".join(kept))
     shorter.replace(file)
+
+
+def largest(file: Path, phase: int, names: Sequence[str]) -> dict[str, float]:
+    """The largest finite value of each of these figures in a phase, of those that the stream has."""
+    found: dict[str, float] = {}
+    with file.open() as lines:
+        for line in map(json.loads, lines):
+            for name in names:
+                if line["phase"] == phase and math.isfinite(value := line.get(name, math.nan)):
+                    found[name] = max(value, found.get(name, value))
+    return found
 
 
 class Stream:

@@ -170,6 +170,8 @@ def _results(stories: Sequence[Story]) -> str:
         ("sent by rank, measured (MiB)", [_of_ranks(story, "bytes_sent") for story in stories]),
         ("received by rank, measured (MiB)", [_of_ranks(story, "bytes_received") for story in stories]),
     ]
+    if any(story.config.activations == "invert" for story in stories):
+        rows.append(("drift of inverted inputs, at most, by phase", [_by_phase(_drifts(story)) for story in stories]))
     head = "".join(f'<th scope="col">{escape(story.name)}</th>' for story in stories)
     lines = (
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, cells in rows
@@ -205,6 +207,14 @@ def _speeds(story: Story, which: str) -> list[str]:
     known = {leg.number: leg.ended.get(which) for leg in story.legs if leg.ended}
     speeds = {number: _number(speed, 0) for number, speed in known.items() if speed is not None}
     return [speeds.get(number, NONE) for number in range(1, len(story.config.phases) + 1)]
+
+
+def _drifts(story: Story) -> list[str]:
+    """The largest drift of any part in each phase that has ended."""
+    known = {leg.number: leg.ended.get("drift") for leg in story.legs if leg.ended}
+    most = {number: max(drift["drift"] for drift in parts.values()) for number, parts in known.items() if parts}
+    shown = {number: f'<data value="{value!r}">{value:.1e}</data>' for number, value in most.items()}
+    return [shown.get(number, NONE) for number in range(1, len(story.config.phases) + 1)]
 
 
 def _of_ranks(story: Story, name: str) -> str:

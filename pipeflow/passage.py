@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from .drift import Drift
 from .flow import Step
 from .packet import Packet
 
@@ -48,15 +49,17 @@ def recompute(steps: Sequence[Step], given: Packet, advance: Advance = advance) 
     return keep(steps, given, again)
 
 
-def invert(steps: Sequence[Step], given: Packet, advance: Advance = advance) -> Packet:
+def invert(steps: Sequence[Step], given: Packet, advance: Advance = advance, drift: Drift | None = None) -> Packet:
     """Keeps what leaves the part, and finds what entered each step by inverting it in the backward pass.
 
     What was standardised by a split leaves the flow there, so it is kept: less than one latent of the part in all.
+    With `drift`, what entered the part is kept as well, and compared with what was found; whoever handed it in has it
+    anyway.
     """
     if not torch.is_grad_enabled():
         return keep(steps, given, advance)
     parameters = [parameter for step in steps for parameter in step.parameters()]
-    z, logp = _Inverted.apply(tuple(steps), advance, given.z, given.logp, *parameters)
+    z, logp = _Inverted.apply(tuple(steps), advance, drift, given.z, given.logp, *parameters)
     return Packet(z, logp)
 
 
@@ -65,8 +68,15 @@ class _Inverted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, steps: tuple[Step, ...], advance: Advance, z: Tensor, logp: Tensor, *parameters: Tensor
+        ctx: Any,
+        steps: tuple[Step, ...],
+        advance: Advance,
+        drift: Drift | None,
+        z: Tensor,
+        logp: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        entered = None if drift is None else z
         left: list[Tensor | None] = []
         for step in steps:
             if type(step).encode is Step.encode:  # nothing leaves the flow here
@@ -76,25 +86,27 @@ class _Inverted(torch.autograd.Function):
                 z, dlogp, eps = step.encode(z)
                 left.append(eps)
             logp = logp + dlogp
-        ctx.steps, ctx.advance = steps, advance
-        ctx.save_for_backward(z, *left)
+        ctx.steps, ctx.advance, ctx.drift = steps, advance, drift
+        ctx.save_for_backward(entered, z, *left)
         return z, logp
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_logp: Tensor) -> tuple[Tensor | None, ...]:
         steps: tuple[Step, ...] = ctx.steps
-        z, *left = ctx.saved_tensors
+        entered, z, *left = ctx.saved_tensors
         found: list[Tensor | None] = []
         passed: Tensor | None = grad_z
         for number in reversed(range(len(steps))):
             step = steps[number]
-            z = step.inverse(z, left[number]).requires_grad_(number > 0 or ctx.needs_input_grad[2])
+            z = step.inverse(z, left[number]).requires_grad_(number > 0 or ctx.needs_input_grad[3])
             with torch.enable_grad():
                 out, dlogp = ctx.advance(step, z)
             passed, gradients = _gradients(step, z, (out, dlogp), (passed, grad_logp))
             found[:0] = gradients
-        return None, None, passed, grad_logp if ctx.needs_input_grad[3] else None, *found
+        if ctx.drift is not None:
+            ctx.drift.take(entered, z)
+        return None, None, None, passed, grad_logp if ctx.needs_input_grad[4] else None, *found
 
 
 def _gradients(
@@ -124,7 +136,7 @@ def check_passage(activations: Activations, compile: Compile) -> None:
         )
 
 
-def make_passage(activations: Activations = "keep", compile: Compile = "none") -> Passage:
+def make_passage(activations: Activations = "keep", compile: Compile = "none", drift: Drift | None = None) -> Passage:
     """How the parts of a run are gone through.
 
     Args:
@@ -132,16 +144,18 @@ def make_passage(activations: Activations = "keep", compile: Compile = "none") -
             what leaves the part.
         compile: "none"; "steps" compiles a flow step once for each shape of its latents, and all steps of that shape
             run it; "part" compiles a part as a whole, which takes longer the deeper it is.
+        drift: takes how far inverted inputs lie from what entered; with "invert" only.
     """
+    passage = _PASSAGES[activations] if drift is None else partial(invert, drift=drift)
     if compile == "none":
-        return _PASSAGES[activations]
+        return passage
     import torch._dynamo  # takes a second, which only those pay who compile
 
     # One code object meets every shape, with and without gradients; beyond this limit it would silently stay eager.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if compile == "part":
         return torch.compile(keep, dynamic=False)
-    return partial(_PASSAGES[activations], advance=_compiled_advance())
+    return partial(passage, advance=_compiled_advance())
 
 
 def _compiled_advance() -> Advance:

@@ -18,11 +18,12 @@ from .average import Average
 from .board import Board
 from .chain import Ends, close
 from .data import Batches, resident
+from .drift import NAMES, Drift
 from .engine import Engine
 from .graphs import graphed
 from .join import join, part_again, take_back
 from .link import Discard
-from .metrics import Progress, Stream, say
+from .metrics import Progress, Stream, largest, say
 from .objective import Truncated
 from .optimizer import NamedParameters, load_moments, make_optimizer, named_moments
 from .packet import Packet
@@ -78,7 +79,8 @@ class Phase:
         mine = [0] if self.joined else list(state.world.mine)
         if state.world.rank if self.joined else state.world.replica:
             mine = []  # the first replica keeps the record
-        self._streams = {place: Stream(directory / "metrics" / f"{names[place]}.jsonl") for place in mine}
+        self._metrics = directory / "metrics"
+        self._streams = {place: Stream(self._metrics / f"{names[place]}.jsonl") for place in mine}
         self._boards = {place: Board(directory, names[place], state.step) for place in mine}
         self._names = names
         self._progress = Progress(state.world, names, self.end - begin, batch)
@@ -138,6 +140,19 @@ class Phase:
         """Seconds that the phase has taken: "seconds" in all, "train_seconds" without evaluations."""
         before, seconds = self.state.elapsed, time.perf_counter() - self._began
         return {"seconds": before["seconds"] + seconds, "train_seconds": before["train_seconds"] + self._train_s}
+
+    def drift(self) -> dict[str, dict[str, float]]:
+        """For "part-1", … or "end_to_end": how far inverted inputs have lain from what entered, at most, so far.
+
+        As the streams tell, so that it does not matter who wrote them; every process must call it. Empty where
+        activations are not inverted.
+        """
+        if self.state.config.activations != "invert":
+            return {}
+        names = [self._names[place] for place in self._streams]
+        found = {name: largest(self._metrics / f"{name}.jsonl", self.number, NAMES) for name in names}
+        everyone = self.state.world.exchange(json.dumps(found).encode())
+        return {name: figures for text in everyone for name, figures in json.loads(text).items() if figures}
 
     def _train(self, stretch: Stretch, check: Callable[[], None]) -> bool:
         """A stretch, from end to end of it in spite of whom it loses on the way; True if it was cut short."""
@@ -250,9 +265,10 @@ class Phase:
     def _make_stage(self, truncated: Truncated, place: int) -> Stage:
         config, state = self.config, self.state
         lr = config.lr_of(place)
-        truncated.part.passage = make_passage(state.config.activations, state.config.compile)
+        drift = Drift() if state.config.activations == "invert" else None
+        truncated.part.passage = make_passage(state.config.activations, state.config.compile, drift)
         optimizer, average = self._optimizer(truncated.named_global_parameters(), place)
-        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average)
+        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average, drift)
         alone = state.world.size == 1 if self.joined else state.world.grid.replicas == 1
         if state.config.cuda_graphs and alone:
             stage.model = graphed(truncated, state.config.data.batch)

@@ -114,6 +114,12 @@ class Record:
     def phase_ends(self, ledger: Ledger) -> None:
         """Says where the bits go, and draws samples of images from what was saved, not from what is in memory."""
         say(self.world, ledger.table())
+        for name, drift in self.state.ended[-1].get("drift", {}).items():
+            say(
+                self.world,
+                f"  {name.replace('_', ' ').replace('-', ' ')}: inverted inputs lay at most {drift['drift']:.1e} from "
+                f"what entered, {drift['relative_drift']:.1e} of its largest number",
+            )
         if self.world.rank == 0 and self._samples:
             tensors, _ = checkpoint.load(self.directory / "checkpoints" / f"step-{self.state.step}")
             _, whole = build(self.state.config, self.state.pixels, self.state.flow)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .average import Average
+from .drift import NAMES, Drift
 from .late import Late
 from .learner import Learner
 from .objective import Truncated, bits_per_dim
@@ -31,7 +32,7 @@ class Report:
         wait_s, send_s, compute_s: seconds waiting for the packet, handing it on (back-pressure), and the rest; on a GPU
             the last is the time to hand the work to it.
         in_flight: packets sent and not yet taken.
-        figures: the loss, and whether everything was finite.
+        figures: the loss, whether everything was finite, and the drift where activations are inverted.
     """
 
     learn: bool
@@ -53,10 +54,15 @@ class Report:
     def updated(self) -> bool:
         return self.learn and not self.bad
 
+    @property
+    def drift(self) -> dict[str, float]:
+        """How far the inverted input lay from what entered, absolute and relative; empty where nothing was inverted."""
+        return dict(zip(NAMES, self.figures.read()[2:], strict=False))
+
     def as_dict(self) -> dict[str, object]:
         """As a line of the part's metrics."""
         names = ("bits_per_dim", "learn", "updated", "bad", "wait_s", "send_s", "compute_s", "in_flight")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.drift
 
 
 class Stage(Learner):
@@ -70,6 +76,7 @@ class Stage(Learner):
         clip: largest norm of the part's gradient; None for no clipping.
         dims: dimensions of an image, for bits/dim.
         average: of the part's weights; none by default.
+        drift: what the part's passage tells of inverted inputs, to be reported; none by default.
         model: `truncated` as wrapped for several processes; itself by default.
     """
 
@@ -82,11 +89,13 @@ class Stage(Learner):
         clip: float | None,
         dims: int,
         average: Average | None = None,
+        drift: Drift | None = None,
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(truncated.named_global_parameters(), optimizer, lr, warmup_steps, clip, average)
         self.truncated, self.dims = truncated, dims
         self.model = truncated if model is None else model
+        self.drift = drift
 
     def tick(self, learn: bool = True) -> Report:
         """One batch: receive, forward, send at once, and where the part learns: loss, backward, update.
@@ -104,7 +113,7 @@ class Stage(Learner):
             sent = time.perf_counter()
             loss = bits_per_dim(nll, self.dims).mean()
         finite = self._update(loss) if learn else loss.isfinite()
-        figures = Late(loss, finite)
+        figures = Late(loss, finite, *(self.drift.numbers if learn and self.drift else ()))
         waited, sending = received - start, sent - forwarded
         return Report(
             learn=learn,

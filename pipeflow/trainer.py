@@ -100,13 +100,15 @@ def fit(
             raise
         _check_finite(scores[state.step], number, state)
         took = phase.elapsed()
-        ended = {
+        ended: dict[str, Any] = {
             "schedule": settings.schedule,
             "steps": steps,
             **took,
             "images_per_s": steps * batch / took["train_seconds"],
             "predicted_images_per_s": planned.images_per_s(config, settings, images, world),
         }
+        if drift := phase.drift():
+            ended["drift"] = drift
         state.ended = [*state.ended, ended]
         state.elapsed = dict.fromkeys(took, 0.0)
         save(state.elapsed)

@@ -1,6 +1,7 @@
 """Activations kept, computed again or inverted, eager or compiled: the same training; and how much is kept."""
 
 import dataclasses
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,17 @@ from small import fit_in, small_config
 from pipeflow import passage as passages
 from pipeflow.checkpoint import load
 from pipeflow.config import Config
+from pipeflow.drift import Drift
 from pipeflow.flow import Step
 from pipeflow.glow import FlowStep, GlowConfig, glow_steps
 from pipeflow.graphs import graphed
 from pipeflow.objective import truncate
 from pipeflow.packet import Packet
+from pipeflow.page import page
 from pipeflow.passage import make_passage
 from pipeflow.precision import set_precision
 from pipeflow.schedule import PhaseConfig
+from pipeflow.story import read
 
 AGAIN = ["checkpoint", "invert"]
 IMAGE = (1, 8, 8)
@@ -124,6 +128,45 @@ def test_drift_is_the_error_of_the_inverse(perturb):
     whole = whole_glow(perturb)
     assert 0 < whole.part.drift(packet()) < 1e-5
     assert whole.double().part.drift(packet(torch.float64)) < 1e-13
+
+
+def drifts(whole, given):
+    """(largest distance, relative) of a backward pass."""
+    drift = Drift()
+    learn(whole, given, make_passage("invert", drift=drift))
+    return [number.item() for number in drift.numbers]
+
+
+def test_the_backward_pass_tells_how_far_it_drifted(perturb):
+    whole = whole_glow(perturb)
+    healthy, relative = drifts(whole, packet())
+    assert healthy == pytest.approx(whole.part.drift(packet()), rel=0.5) and 0 < healthy < 1e-5
+    assert relative == pytest.approx(healthy / packet().z.abs().max().item())
+    with torch.no_grad():  # small numbers beside a large one: what the scale takes away, the bias buries
+        whole.part.steps["2"].actnorm.log_scale -= 7
+        whole.part.steps["3"].actnorm.bias += 1
+    assert drifts(whole, packet())[0] > 20 * healthy
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_says_how_far_inverted_inputs_drifted(tmp_path, size):
+    """In every line of a batch that was learned from; the largest in result.json and in the report; else nowhere."""
+    phases = [PhaseConfig("alternate", steps=6, turn_steps=2), PhaseConfig("end_to_end", steps=3)]
+    configs = [small_config(tmp_path / kind, phases, activations=kind) for kind in ("keep", "invert")]
+    in_processes(size, carry_out, configs, directory=tmp_path / "meet")
+    kept, inverted = (json.loads((Path(config.run) / "result.json").read_text())["phases"] for config in configs)
+    assert not any("drift" in phase for phase in kept)
+    assert [sorted(phase["drift"]) for phase in inverted] == [["part-1", "part-2", "part-3"], ["end_to_end"]]
+    for name, found in {**inverted[0]["drift"], **inverted[1]["drift"]}.items():
+        text = (Path(configs[1].run) / "metrics" / f"{name}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert all(("drift" in line) is line["learn"] for line in lines)
+        for figure in ("drift", "relative_drift"):
+            told = [line[figure] for line in lines if line["learn"]]
+            assert 0 < max(told) == found[figure] < 1e-5
+    stories = [read(config.run) for config in configs]
+    most = f"{max(part['drift'] for part in inverted[0]['drift'].values()):.1e}"
+    assert most in page(stories, [[], []], None) and "drift of inverted" not in page(stories[:1], [[]], None)
 
 
 def two_hundred_steps(tmp_path, activations, precision):
