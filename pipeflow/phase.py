@@ -17,7 +17,7 @@ from torch import nn
 from .average import Average
 from .board import Board
 from .chain import Ends, close
-from .data import Batches, resident
+from .data import Batches
 from .drift import NAMES, Drift
 from .engine import Engine
 from .graphs import graphed
@@ -54,7 +54,6 @@ class Phase:
         self.state, self.config, self.number, self.begin = state, config, number, begin
         self.joined = config.schedule == "end_to_end"
         images, batch = len(state.images.train), state.config.data.batch
-        self._images = resident(state.images.train, state.world.device)
         self.plan = turns(config, state.config.cut.parts, images, batch)
         self.end = begin + phase_steps(config, images, batch)
         self.evaluations = stops(images, batch, state.config.eval_every, begin, self.end)
@@ -204,7 +203,7 @@ class Phase:
         shard = (world.rank, world.size)
         if self.pipelined or not self.joined:
             shard = (world.replica, world.grid.replicas)
-        images, pixels, seed = self._images, state.pixels, state.config.seed
+        images, pixels, seed = state.training, state.pixels, state.config.seed
         head = Batches(images, pixels, seed, data.batch, data.flip, world.device, stretch.start + done[0], shard)
         if self.joined:
             return [(0, head, Discard())]

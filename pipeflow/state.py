@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from .average import is_average
 from .chain import Chain
 from .checkpoint import Manifest
 from .config import Config
+from .data import Images, resident
 from .flow import Step
 from .glow import glow_steps
 from .objective import Truncated, truncate
@@ -66,6 +68,11 @@ class State:
     begun: int = 0
     ended: list[dict[str, Any]] = field(default_factory=list)
     elapsed: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "train_seconds": 0.0})
+
+    @cached_property
+    def training(self) -> Images:
+        """The training images, where the head draws them from: copied to a GPU once a run, whatever its phases."""
+        return resident(self.images.train, self.world.device)
 
     def part_state(self, part: int) -> dict[str, Tensor]:
         """Weights, buffers, prior, moments and averages of one of this process's parts, by global name."""

@@ -1,12 +1,17 @@
 """Batches: one integer says where in the data a run is, whoever asks and in how many pieces."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from small import fit_in, small_config
 
+from pipeflow import state
 from pipeflow.data import Batches, DataConfig, InOrder, check_enough, resident
 from pipeflow.noise import Purpose
 from pipeflow.pixels import Pixels
+from pipeflow.schedule import PhaseConfig
 
 CPU = torch.device("cpu")
 PIXELS = Pixels((3, 4, 4))
@@ -105,3 +110,21 @@ def test_images_that_live_on_the_device_make_the_same_packets(device):
 
 def test_images_stay_in_host_memory_where_that_is_what_computes():
     assert resident(IMAGES, CPU) is IMAGES
+
+
+def test_they_are_copied_to_the_device_once_a_run(tmp_path, monkeypatch):
+    """Whatever its phases, and once more where it is resumed."""
+    copied = []
+
+    def copy(images, device):
+        copied.append(torch.from_numpy(images.copy()))
+        return copied[-1]
+
+    monkeypatch.setattr(state, "resident", copy)
+    phases = [PhaseConfig("alternate", steps=4, turn_steps=2), PhaseConfig("simultaneous", steps=6)]
+    whole, again = (small_config(tmp_path / name, phases) for name in ("whole", "again"))
+    expected = fit_in("", whole)["test_bits_per_dim"]
+    assert len(copied) == 1
+    shutil.copytree(tmp_path / "whole", tmp_path / "again", ignore=shutil.ignore_patterns("step-10", "result.json"))
+    assert fit_in("", again, "auto")["test_bits_per_dim"] == expected
+    assert len(copied) == 2
