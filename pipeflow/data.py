@@ -88,12 +88,19 @@ def resident(images: np.ndarray, device: torch.device, share: float = 0.25) -> I
     return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of host memory where packets are made; the host does not wait until a GPU has come to it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def fetch(images: Images, index: np.ndarray, device: torch.device) -> Tensor:
     """images (N, H, W, C) uint8, index (B,) → (B, C, H, W) uint8 on the device; points (N, *event) stay as they are."""
     if isinstance(images, Tensor):
-        chosen = images[torch.from_numpy(index).to(images.device)]
+        chosen = images[to_device(torch.from_numpy(index), images.device)]
     else:
-        chosen = torch.from_numpy(np.ascontiguousarray(images[index])).to(device)
+        chosen = to_device(torch.from_numpy(np.ascontiguousarray(images[index])), device)
     return chosen.permute(0, 3, 1, 2).contiguous() if chosen.dtype == torch.uint8 else chosen
 
 
@@ -166,7 +173,7 @@ class Batches:
 
     def _packet(self, epoch: int, index: Tensor) -> Packet:
         pixels = fetch(self.images, index.numpy(), self.device)
-        index = index.to(self.device)
+        index = to_device(index, self.device)
         if self.flip:
             flipped = (words(self.seed, Purpose.FLIP, epoch, index, 1) & 1).bool().view(-1, 1, 1, 1)
             pixels = torch.where(flipped, pixels.flip(3), pixels)
@@ -208,7 +215,7 @@ class InOrder:
         """The next images: z (B, C, H, W)."""
         index = next(self._batches)
         pixels = fetch(self.images, index.numpy(), self.device)
-        return self.pixels.noisy(pixels, self.seed, self.purpose, 0, index.to(self.device))
+        return self.pixels.noisy(pixels, self.seed, self.purpose, 0, to_device(index, self.device))
 
     def close(self, early: bool = False) -> None:
         """Nothing is on its way."""
