@@ -138,7 +138,7 @@ def a_step(
     _, whole = build(size.glow, size.pixels, device, (), precision, layout)
     stage = make_stage(whole, size.pixels, **options)
     if cuda_graphs:
-        stage.model = graphed(whole, batch)
+        stage.work.model = graphed(whole, batch)  # type: ignore[attr-defined]
     images = resident(random_images(size.pixels, 2 * batch), device)
     stage.connect(Batches(images, size.pixels, 0, batch, True, device), Discard())
     return stage

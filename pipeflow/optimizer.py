@@ -44,6 +44,12 @@ def make_optimizer(
     return _KINDS[name]([group for group in groups if group["params"]], lr=lr, **options)
 
 
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `skip_if` works for it: whether it is one of PyTorch's fused ones."""
     return all(group.get("fused") for group in optimizer.param_groups)

@@ -36,6 +36,7 @@ from .stage import Report, Stage
 from .start import start
 from .state import State
 from .stop import Stop, StopRequested
+from .work import Eager
 from .world import LostError
 
 
@@ -251,13 +252,15 @@ class Phase:
 
         So every step of the run, resumed or not, adds its gradients up in the same order.
         """
-        if (wrapped := wrap(stage.model)) is stage.model:
+        work = stage.work
+        assert isinstance(work, Eager)
+        if (wrapped := wrap(work.model)) is work.model:
             return stage
-        stage.model = wrapped
+        work.model = wrapped
         device = self.state.world.device
         blank = Packet(torch.zeros(1, *stage.truncated.part.event_in, device=device), torch.zeros(1, device=device))
         with self.state.world.pulse.waiting(EVERYONE):
-            stage.model(blank)[1].mean().backward()
+            wrapped(blank)[1].mean().backward()
         stage.optimizer.zero_grad()
         return stage
 
@@ -270,7 +273,8 @@ class Phase:
         stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average, drift)
         alone = state.world.size == 1 if self.joined else state.world.grid.replicas == 1
         if state.config.cuda_graphs and alone:
-            stage.model = graphed(truncated, state.config.data.batch)
+            assert isinstance(stage.work, Eager)
+            stage.work.model = graphed(truncated, state.config.data.batch)
         stage.attempts = lessons(self.plan, place, state.step - self.begin)
         return stage
 

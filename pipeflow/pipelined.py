@@ -14,6 +14,7 @@ from .late import Late
 from .learner import Learner
 from .optimizer import NamedParameters
 from .stage import Report
+from .work import Update
 
 
 class Pipelined(Learner):
@@ -35,8 +36,9 @@ class Pipelined(Learner):
         clip: float | None,
         average: Average | None = None,
     ) -> None:
-        super().__init__(named, optimizer, lr, warmup_steps, clip, average)
+        super().__init__(named, optimizer, lr, warmup_steps, average)
         self.engine = engine
+        self._update = Update(named, optimizer, clip, self.average)
 
     def tick(self, learn: bool = True) -> Report:
         """One batch, one update, or in all processes none; its figures are those of the whole batch, in all of them.
@@ -49,9 +51,11 @@ class Pipelined(Learner):
         self.optimizer.zero_grad()
         began = time.perf_counter()
         loss = self.engine.run(given)
-        norm, loss = self.engine.settle(self.gradients(), loss)
+        norm, loss = self.engine.settle(self._update.gradients(), loss)
         settled = time.perf_counter()
-        finite = self.learn(norm, norm.isfinite())
+        finite = norm.isfinite()
+        self.begin_update()
+        self._update(norm, finite)
         waited = settled - began - (self.engine.seconds - computed)
         return Report(
             learn=True,

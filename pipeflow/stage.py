@@ -8,14 +8,13 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from .average import Average
 from .drift import NAMES, Drift
 from .late import Late
 from .learner import Learner
 from .objective import Truncated, bits_per_dim
-from .world import whole
+from .work import Eager, Work
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,9 @@ class Stage(Learner):
         dims: dimensions of an image, for bits/dim.
         average: of the part's weights; none by default.
         drift: what the part's passage tells of inverted inputs, to be reported; none by default.
-        model: `truncated` as wrapped for several processes; itself by default.
+
+    Attributes:
+        work: what the device does.
     """
 
     def __init__(
@@ -90,29 +91,30 @@ class Stage(Learner):
         dims: int,
         average: Average | None = None,
         drift: Drift | None = None,
-        model: nn.Module | None = None,
     ) -> None:
-        super().__init__(truncated.named_global_parameters(), optimizer, lr, warmup_steps, clip, average)
-        self.truncated, self.dims = truncated, dims
-        self.model = truncated if model is None else model
-        self.drift = drift
+        super().__init__(truncated.named_global_parameters(), optimizer, lr, warmup_steps, average)
+        self.truncated, self.dims, self.drift = truncated, dims, drift
+        self.work: Work = Eager(truncated, optimizer, clip, dims, self.average)
 
     def tick(self, learn: bool = True) -> Report:
         """One batch: receive, forward, send at once, and where the part learns: loss, backward, update.
 
-        A loss or gradient that is not finite skips the update. With several processes on one model the skip is
-        unanimous: a bad loss enters the backward pass as NaN, and averaging spreads it.
+        A loss or gradient that is not finite skips the update.
         """
         start = time.perf_counter()
         given = self.inbox.recv()
         received = time.perf_counter()
         with torch.set_grad_enabled(learn):
-            packet, nll = self.model(given)
+            packet, nll = self.work.forward(given)
             forwarded = time.perf_counter()
             self.outbox.send(packet.sealed())
             sent = time.perf_counter()
+        if learn:
+            self.begin_update()
+            loss, finite = self.work.update(nll)
+        else:
             loss = bits_per_dim(nll, self.dims).mean()
-        finite = self._update(loss) if learn else loss.isfinite()
+            finite = loss.isfinite()
         figures = Late(loss, finite, *(self.drift.numbers if learn and self.drift else ()))
         waited, sending = received - start, sent - forwarded
         return Report(
@@ -123,10 +125,3 @@ class Stage(Learner):
             in_flight=self.outbox.in_flight(),
             figures=figures,
         )
-
-    def _update(self, loss: Tensor) -> Tensor:
-        """Backward and one optimizer step; a scalar that is False if it was skipped."""
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
-        norm = nn.utils.get_total_norm(self.gradients())
-        return self.learn(norm, whole(norm).isfinite())

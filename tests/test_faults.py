@@ -127,11 +127,11 @@ def disk_full(scene: Scene) -> None:
 
 def bad_losses(scene: Scene) -> None:
     """From the scene on, every loss of this process's first part is not a number."""
-    from pipeflow.stage import Stage
+    from pipeflow.work import Eager
 
     def spoil() -> None:
-        update = Stage._update
-        Stage._update = lambda self, loss: update(self, loss * float("nan"))  # type: ignore[method-assign]
+        update = Eager.update
+        Eager.update = lambda self, nll: update(self, nll * float("nan"))  # type: ignore[method-assign]
 
     at_the_batch(scene, spoil)
 
