@@ -45,7 +45,7 @@ from pipeflow.balance import balanced_cut, flow_step_costs, measure_steps
 from pipeflow.chain import Chain, close
 from pipeflow.data import Batches, resident
 from pipeflow.glow import GlowConfig, glow_steps
-from pipeflow.graphs import graphed
+from pipeflow.graphs import WARM_UP, CudaRecorder, Recorded
 from pipeflow.link import Discard
 from pipeflow.objective import Truncated, truncate
 from pipeflow.optimizer import make_optimizer
@@ -138,9 +138,11 @@ def a_step(
     _, whole = build(size.glow, size.pixels, device, (), precision, layout)
     stage = make_stage(whole, size.pixels, **options)
     if cuda_graphs:
-        stage.work.model = graphed(whole, batch)  # type: ignore[attr-defined]
+        stage.work = Recorded(stage.work, stage.optimizer, CudaRecorder(device))
     images = resident(random_images(size.pixels, 2 * batch), device)
     stage.connect(Batches(images, size.pixels, 0, batch, True, device), Discard())
+    for _ in range(WARM_UP + 1 if cuda_graphs else 0):
+        stage.tick()
     return stage
 
 

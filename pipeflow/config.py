@@ -51,7 +51,8 @@ class Config:
         precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
         layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
         compile: none, steps (one graph for all steps of a shape) or part (one graph a part).
-        cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and is not for DDP.
+        cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
+            nothing where processes average their gradients.
         activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
             (what leaves the part: steps are inverted).
         flow: "glow", or what a script calls the flow of its own that it hands over.
@@ -102,6 +103,11 @@ class Config:
                 "inverted alone; use activations checkpoint, or engine ddp."
             )
         for number, phase in enumerate(self.phases, 1):
+            if self.cuda_graphs and phase.optimizer == "adamax":
+                raise ValueError(
+                    f"cuda_graphs is on, but the optimizer of phase {number} is adamax, for which the host looks at "
+                    "every gradient; use adam or adamw, or leave cuda_graphs off."
+                )
             if isinstance(phase.lr, list) and len(phase.lr) != self.cut.parts:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."

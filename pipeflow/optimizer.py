@@ -28,7 +28,7 @@ def make_optimizer(
     """An optimizer with PyTorch's defaults.
 
     Args:
-        name: "adam", "adamax" or "adamw".
+        name: "adam", "adamw", or "adamax", of which PyTorch has no fused kernel: the host waits for every gradient.
         named: (global name, parameter).
         lr: learning rate.
         weight_decay: of the weights of networks only; decaying a bias, a scale or a rotation bends the flow itself.
@@ -47,11 +47,32 @@ def make_optimizer(
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def keep_lr_on_device(optimizer: torch.optim.Optimizer) -> None:
+    """A fused optimizer reads its learning rate from the device from now on; float32, as its kernels want it."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+
+
+def allow_recording(optimizer: torch.optim.Optimizer) -> None:
+    """Says to PyTorch that the steps to come are recorded; one that was told so and is not complains."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
 
 
 def can_skip(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `skip_if` works for it: whether it is one of PyTorch's fused ones."""
+    """Whether `skip_if` works for it: whether it is one of PyTorch's fused ones.
+
+    Adamax has no such kernel, and what it has cannot be made to stand still from outside: 0 · NaN is NaN, so a scale of
+    0 does not keep a bad gradient out of the moments, decays are numbers of the host, and no kernel that takes many
+    tensors at once selects. A kernel a tensor and slot to take everything back, or a copy of weights and moments, would
+    cost more than the wait; so there the host looks.
+    """
     return all(group.get("fused") for group in optimizer.param_groups)
 
 

@@ -20,7 +20,7 @@ from .chain import Ends, close
 from .data import Batches
 from .drift import NAMES, Drift
 from .engine import Engine
-from .graphs import graphed
+from .graphs import CudaRecorder, Recorded
 from .join import join, part_again, take_back
 from .link import Discard
 from .metrics import Progress, Stream, largest, say
@@ -217,14 +217,23 @@ class Phase:
         return {0: self._whole_stage()} if self.joined else {part: self._stage(part) for part in self.state.world.mine}
 
     def _stage(self, part: int) -> Stage:
-        return self._averaged(self._make_stage(self.state.chain.slices[part], part), self.state.world.wrap_part)
+        stage = self._averaged(self._make_stage(self.state.chain.slices[part], part), self.state.world.wrap_part)
+        return self._recorded(stage)
 
     def _whole_stage(self) -> Stage:
         state = self.state
         assert state.whole is not None
         stage = self._make_stage(state.whole, 0)
         start(state, tuple(range(state.config.cut.parts)))
-        return stage if self.sharded else self._averaged(stage, state.world.wrap)
+        return stage if self.sharded else self._recorded(self._averaged(stage, state.world.wrap))
+
+    def _recorded(self, stage: Stage) -> Stage:
+        """Its kernels are replayed, where that is asked for and no other process has a say in its gradients."""
+        world = self.state.world
+        alone = world.size == 1 if self.joined else world.grid.replicas == 1
+        if self.state.config.cuda_graphs and alone:
+            stage.work = Recorded(stage.work, stage.optimizer, CudaRecorder(world.device))
+        return stage
 
     def _pipelined_stage(self) -> Pipelined:
         state, config, grid = self.state, self.config, self.state.world.grid
@@ -271,10 +280,6 @@ class Phase:
         truncated.part.passage = make_passage(state.config.activations, state.config.compile, drift)
         optimizer, average = self._optimizer(truncated.named_global_parameters(), place)
         stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average, drift)
-        alone = state.world.size == 1 if self.joined else state.world.grid.replicas == 1
-        if state.config.cuda_graphs and alone:
-            assert isinstance(stage.work, Eager)
-            stage.work.model = graphed(truncated, state.config.data.batch)
         stage.attempts = lessons(self.plan, place, state.step - self.begin)
         return stage
 

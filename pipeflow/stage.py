@@ -113,7 +113,8 @@ class Stage(Learner):
             self.begin_update()
             loss, finite = self.work.update(nll)
         else:
-            loss = bits_per_dim(nll, self.dims).mean()
+            with torch.no_grad():  # a forward pass that is replayed was recorded for learning
+                loss = bits_per_dim(nll, self.dims).mean()
             finite = loss.isfinite()
         figures = Late(loss, finite, *(self.drift.numbers if learn and self.drift else ()))
         waited, sending = received - start, sent - forwarded

@@ -17,7 +17,6 @@ from pipeflow.config import Config
 from pipeflow.drift import Drift
 from pipeflow.flow import Step
 from pipeflow.glow import FlowStep, GlowConfig, glow_steps
-from pipeflow.graphs import graphed
 from pipeflow.objective import truncate
 from pipeflow.packet import Packet
 from pipeflow.page import page
@@ -319,28 +318,3 @@ def test_a_step_of_ones_own_that_hands_out_eps_needs_no_name(perturb):
 
     for expected, found in zip(gradients(passages.keep), gradients(passages.invert), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-# --- recorded
-
-
-def test_cuda_graphs_are_refused_where_there_is_no_gpu(tmp_path):
-    with pytest.raises(ValueError, match="cuda_graphs is on, but the run is on cpu"):
-        fit_in("", small_config(tmp_path / "run", [PhaseConfig("end_to_end", steps=1)], cuda_graphs=True))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("activations", ["keep", "invert"])
-def test_a_replayed_part_gives_the_gradients_of_the_part(perturb, activations):
-    whole = whole_glow(perturb).cuda()
-    given = Packet(*(tensor.cuda() for tensor in packet()))
-    _, nll, expected = learn(whole, given, make_passage(activations))
-    replayed = graphed(whole, len(given.z))
-    for _ in range(2):
-        whole.zero_grad()
-        _, found = replayed(given)
-        (found * torch.linspace(0.5, 2, len(found), device="cuda")).sum().backward()
-        torch.testing.assert_close(found, nll)
-        for name, parameter in whole.named_parameters():
-            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-4, msg=name)

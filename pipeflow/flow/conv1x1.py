@@ -41,8 +41,9 @@ class _Conv1x1(Step):
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
         weight, _ = self.weight_and_log_det()
-        # Inverted in float64: a rounding error here is repeated at every pixel of every later step.
-        inverse = torch.linalg.inv(weight.double()).to(z.dtype)
+        # Inverted in float64: a rounding error here is repeated at every pixel of every later step. `inv` would ask the
+        # device whether that worked, and wait; where it did not, log|det| is not finite either.
+        inverse = torch.linalg.inv_ex(weight.double()).inverse.to(z.dtype)
         return _at_every_pixel(inverse, z)
 
 
