@@ -6,12 +6,18 @@ ahead; memory stays bounded, since buffers are made once and the sender waits fo
 number of packets of one known shape, so it needs no headers, and only the transport's acknowledgements return. Where a
 run is asked to stop fewer cross: then a last message, which nobody looks at, answers the receive posted ahead.
 
+What guards a buffer: before the sender writes into one, it waits for the transfer that has used it; of the two that are
+received into, one is posted again when the next packet is taken from the other. On the CPU the host does all of this in
+order. NCCL's `wait` holds back the stream in use, not the host, and its transfers wait for what that stream was given,
+so the same order holds on the device. Through pinned memory the transport is the host's, and copies have a stream of
+their own, with events before and behind them (staging.py).
+
 A link may carry latents in fewer bits than they are computed in. A `LocalLink` rounds them just as well, so that what
 is learned does not depend on which borders lie between processes; the log-likelihood is never rounded.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from math import prod
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +29,7 @@ from torch import Tensor
 from .flow import Event
 from .packet import Packet
 from .pulse import Pulse
+from .staging import Direct, Staged
 from .world import LostError
 
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -139,6 +146,10 @@ class Border(NamedTuple):
         logp, z = buffer[: 4 * self.batch], buffer[4 * self.batch :]
         return Packet(z.view(self.wire).view(self.batch, *self.event), logp.view(torch.float32))
 
+    def staging(self, ring: Sequence[Tensor] = ()) -> Direct | Staged:
+        """What lies between the device and the transport; `ring`: the buffers that are received into."""
+        return Staged(self.device, ring) if self.staged else Direct(ring)
+
     def wait(self, work: Any, number: int) -> None:
         """Waits for a transfer, or raises LostError with the border's name and the packet's number."""
         with self.pulse.waiting(self.peer):
@@ -162,6 +173,7 @@ class ProcessOutbox:
     def __init__(self, border: Border) -> None:
         self._border = border
         self._buffers = [border.buffer() for _ in range(min(border.depth, border.packets))]
+        self._staging = border.staging()
         self._works: deque[Any] = deque()
         self._sent = 0
 
@@ -173,10 +185,7 @@ class ProcessOutbox:
         buffer = self._buffers[self._sent % len(self._buffers)]
         slot = self._border.packet(buffer)
         assert packet.z.shape == slot.z.shape and packet.z.dtype == torch.float32, (packet.z.shape, slot.z.shape)
-        slot.z.copy_(packet.z, non_blocking=self._border.staged)
-        slot.logp.copy_(packet.logp, non_blocking=self._border.staged)
-        if self._border.staged:
-            torch.cuda.current_stream().synchronize()
+        self._staging.send(packet, slot)
         self._sent += 1
         self._works.append(self._border.start(dist.isend, buffer, self._sent))
 
@@ -199,6 +208,7 @@ class ProcessInbox:
     def __init__(self, border: Border) -> None:
         self._border = border
         self._buffers = [border.buffer() for _ in range(min(2, border.packets))]
+        self._staging = border.staging(self._buffers)
         self._received = 0
         self._posted = self._post() if border.packets else None
 
@@ -218,10 +228,9 @@ class ProcessInbox:
         self._received += 1
         if self._received < border.packets:
             self._posted = self._post()
-        packet = border.packet(self._buffers[number % 2])
-        if border.staged:
-            packet = Packet(packet.z.to(border.device), packet.logp.to(border.device))
+        packet = border.packet(self._staging.recv(number % 2))
         return Packet(packet.z.float(), packet.logp)
 
     def _post(self) -> Any:
+        self._staging.free(self._received % 2)
         return self._border.start(dist.irecv, self._buffers[self._received % 2], self._received + 1)

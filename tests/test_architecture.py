@@ -11,7 +11,8 @@ FLOORS = [  # within a floor, a module may import only those written before it
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
     "precision glow passage part objective grid placement world decode folder published sources data own optimizer "
     "average",
-    "work graphs link learner engine backlog stop watch stage pipelined cost measure balance board metrics model sheet",
+    "work graphs staging link learner engine backlog stop watch stage pipelined cost measure balance board metrics "
+    "model sheet",
     "chain ledger schedule pipeline forecast crew sentence plain checkpoint saver config state survey resume join "
     "start rejoin",
     "phase record fault planned outlook",
