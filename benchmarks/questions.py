@@ -33,6 +33,7 @@ SCHEDULES = ("sequential", "alternate", "simultaneous")
 LRS = (8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128)
 FACTORS = (0.25, 0.5, 2.0, 4.0)
 HOT = 4.0
+SHOWN = (-0.2, 0.4)
 LEARNED = ("--cut.provisional_prior", "learned")
 
 
@@ -147,29 +148,30 @@ def draw(first: Found, arms: Arms, second: Found, third: Found, fourth: Found, t
         ends = {arms[name].lr: [final(o) for o in outcomes if "final" in o] for name, outcomes in mine.items()}
         _bars(lrs, {lr: values for lr, values in ends.items() if values}, schedule)
     for part in range(1, 4):
-        mine = {1.0: second["no change"]}
-        mine |= {factor: second[name] for factor in FACTORS if (name := f"part {part}: lr × {factor:g}") in second}
-        ends = {factor: [final(o) for o in mine[factor] if "final" in o] for factor in sorted(mine)}
-        _bars(parts, {factor: values for factor, values in ends.items() if values}, f"part {part}")
+        named = {factor: f"part {part}: lr × {factor:g}" for factor in FACTORS}
+        apart = {factor: gaps(second[name], second["no change"]) for factor, name in named.items() if name in second}
+        _bars(parts, dict(sorted({1.0: [0.0], **{k: v for k, v in apart.items() if v}}.items())), f"part {part}")
     for shift, (label, found) in ((-0.2, ("best lr", third)), (0.2, ("hot", fourth))):
         named = {n: gaps(o, found["no change"]) for n, o in found.items() if n != "no change"} if found else {}
         names = [name for name, values in named.items() if values]
         rows = [list(third).index(name) + shift for name in names if name in third]
         values = [named[name] for name in names if name in third]
+        for row, beyond in zip(rows, map(mean, values), strict=True):
+            if not SHOWN[0] < beyond < SHOWN[1]:
+                changed.text(SHOWN[1], row, f"{label}: {beyond:+.1f} → ", ha="right", va="center", fontsize=7)
         sds = [stdev(v) if len(v) > 1 else 0 for v in values]
         changed.errorbar([mean(v) for v in values], rows, xerr=sds, fmt="o", label=label)
-    parts.set_xscale("log")
-    factors = sorted((1.0, *FACTORS))
-    parts.set_xticks(factors, [f"{factor:g}" for factor in factors])
-    parts.minorticks_off()
     changed.set_yticks(range(1, len(third)), list(third)[1:], fontsize=7)
     changed.axvline(0, color="black", linewidth=0.5)
     curves.set(xlabel="epochs", ylabel="test bits/dim", title="schedules at their best lr, a line a seed")
     lrs.set(xlabel="lr", xscale="log", ylabel="final test bits/dim", title="1. schedules")
     parts.set(
-        xlabel="lr of one part, × that of the others", xscale="log", ylabel="final test bits/dim", title="2. parts"
+        xlabel="lr of one part, × that of the others", xscale="log", ylabel="bits/dim to no change", title="2. parts"
     )
-    changed.set(xlabel="bits/dim to no change (left is better)", title="3. one change at a time")
+    factors = sorted((1.0, *FACTORS))
+    parts.set_xticks(factors, [f"{factor:g}" for factor in factors])
+    parts.minorticks_off()
+    changed.set(xlabel="bits/dim to no change (left is better)", title="3. one change at a time", xlim=SHOWN)
     for axis in (curves, lrs, parts, changed):
         axis.legend(fontsize=8)
     return figure

@@ -36,6 +36,7 @@ def test_all_of_them_are_there():
     assert set(FILES) >= {
         *("quickstart", "cifar10_across2", "cifar10_across3", "cifar10_end_to_end_1e-4", "cifar10_end_to_end_1e-5"),
         *("cifar10_by_blocks", "cifar10_balanced3", "fashion_mnist", "imagenet32", "folder"),
+        "digits_recipe",
     }
 
 
