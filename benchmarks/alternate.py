@@ -48,14 +48,15 @@ def main() -> None:
     if "failed" in outcome:
         raise SystemExit(outcome["failed"])
     streams = losses(runs / arm.directory, arm, subject.batch / subject.train)
-    names = [f"behind part {number}" for number in range(1, len(outcome["curve"][0]["truncated"]) + 1)]
+    parts = max(len(point["truncated"]) for point in outcome["curve"])  # early on, not all have begun to learn
+    names = [f"behind part {number}" for number in range(1, parts + 1)]
     rows = [[point["images"] / subject.train, *point["truncated"]] for point in outcome["curve"]]
-    print(table(["epoch", *names[: len(rows[-1]) - 1]], [row + [None] * (len(rows[-1]) - len(row)) for row in rows]))
+    print(table(["epoch", *names], [row + [None] * (len(names) + 1 - len(row)) for row in rows]))
     figure, (training, test) = axes(1, 2, figsize=(12, 4), sharey=True)
     for stream in streams:
         drawn = [[math.nan if value is None else value for value in stream[key]] for key in ("epoch", "bits_per_dim")]
         training.plot(*drawn, label=stream["name"], linewidth=1)
-    for number in range(len(rows[-1]) - 1):
+    for number in range(len(names)):
         drawn = [(row[0], row[number + 1]) for row in rows if len(row) > number + 1]
         test.plot(*zip(*drawn, strict=True), marker=".", label=f"truncated behind part {number + 1}")
     for axis, title in ((training, "training loss of the part whose turn it is"), (test, "test")):

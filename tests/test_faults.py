@@ -281,9 +281,9 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
 
 
 def loads_slowly(scene: Scene) -> None:
-    import pipeflow.trainer
+    import pipeflow.own
 
-    in_a_call(scene, pipeflow.trainer, "load", lambda: time.sleep(TIMEOUT_S + 4 * HEARTBEAT_S), lambda *_: 0)
+    in_a_call(scene, pipeflow.own, "load", lambda: time.sleep(TIMEOUT_S + 4 * HEARTBEAT_S), lambda *_: 0)
 
 
 def test_a_data_set_that_takes_long_to_load_is_waited_for(tmp_path):
