@@ -52,7 +52,7 @@ class Config:
         layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
         compile: none, steps (one graph for all steps of a shape) or part (one graph a part).
         cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
-            nothing where processes average their gradients.
+            nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
             (what leaves the part: steps are inverted).
         flow: "glow", or what a script calls the flow of its own that it hands over.
