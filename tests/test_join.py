@@ -1,5 +1,6 @@
 """The switch to end to end: a join that changes the model stops the run; processes that disagree never begin."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -47,6 +48,15 @@ def test_a_right_join_does_not(tmp_path):
     assert [phase["steps"] for phase in result["phases"]] == [3, 2]
     for name in ("config.yaml", "result.json", "samples/step-3.png", "samples/step-5.png"):
         assert (tmp_path / "run" / name).is_file(), name
+
+
+@pytest.mark.parametrize(("before", "after", "joins"), [(3.0, 3.0002, False), (4e14, 4e14 + 1e7, True)])
+def test_bits_that_float32_cannot_tell_apart_join(tmp_path, monkeypatch, before, after, joins):
+    """A run that diverges has bits/dim so large that float32 rounds them by far more than a ten-thousandth."""
+    monkeypatch.setattr(pipeflow.join, "_chain_bits", lambda _: before)
+    monkeypatch.setattr(pipeflow.join, "_whole_bits", lambda _: after)
+    with contextlib.nullcontext() if joins else pytest.raises(pipeflow.join.JoinError):
+        fit(small_config(tmp_path / "run", SWITCH))
 
 
 def disagree(init_method: str, config: Config) -> str:
