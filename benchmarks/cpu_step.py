@@ -21,6 +21,7 @@ from results_file import about, axes, keep, make_parser, table
 from pipeflow.data import Batches
 from pipeflow.flow import Step
 from pipeflow.glow import GlowConfig, glow_steps
+from pipeflow.heap import keep_memory
 from pipeflow.link import Discard
 from pipeflow.objective import truncate
 from pipeflow.optimizer import make_optimizer
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_memory()
     glow, pixels, batch = GlowConfig(3, 4, 512), Pixels((3, 32, 32)), 16
     if args.quick:
         glow, pixels, batch, args.repeats = GlowConfig(2, 1, 16), Pixels((3, 8, 8)), 4, 2

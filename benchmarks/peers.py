@@ -29,15 +29,23 @@ from results_file import about, axes, keep, make_parser, table
 from torch import Tensor, nn
 
 from pipeflow.glow import GlowConfig, glow_steps
+from pipeflow.heap import keep_memory
 from pipeflow.link import Discard
 from pipeflow.objective import truncate
 from pipeflow.optimizer import make_optimizer
 from pipeflow.packet import Packet
+from pipeflow.passage import Compile, make_passage
+from pipeflow.precision import Layout, set_precision
 from pipeflow.stage import Stage
 
 LR = 1e-4
 IMAGE = (3, 32, 32)
 BITS = math.log(2) * math.prod(IMAGE)
+VARIANTS: dict[str, tuple[Layout, Compile]] = {
+    "channels first": ("contiguous", "none"),
+    "channels last": ("channels_last", "none"),
+    "channels last, compiled steps": ("channels_last", "steps"),
+}
 
 
 @dataclass
@@ -68,10 +76,12 @@ def main() -> None:
     if args.quick:
         args.levels, args.steps, args.hidden, args.batch, args.threads, args.rounds = 2, 2, 16, 8, 1, 2
     torch.set_num_threads(args.threads)
+    keep_memory()
     device = torch.device(args.device)
     size = Size(args.levels, args.steps, args.hidden, IMAGE)
     x = torch.rand(args.batch, *IMAGE, generator=torch.Generator().manual_seed(0)).to(device) - 0.5
-    contenders = [in_pipeflow(size, x)]
+    own = dict(list(VARIANTS.items())[: 2 if args.quick else None])  # compiling takes longer than a quick look
+    contenders = [in_pipeflow(size, x, variant, *how) for variant, how in own.items()]
     for library, variants in peers(size).items():
         try:
             importlib.import_module(library)
@@ -79,6 +89,12 @@ def main() -> None:
             print(f"{library} is left out: it does not import ({error})")
             continue
         contenders += [in_library(library, variant, build(), x) for variant, build in variants.items()]
+        variant, build = list(variants.items())[-1]
+        if not args.quick:
+            try:
+                contenders.append(in_library(library, f"{variant}, compiled", torch.compile(build()), x))
+            except (RuntimeError, TypeError) as error:
+                print(f"{library} does not compile: {str(error).strip().splitlines()[0]}")
     products = list(matrix_products(size, args.batch).items())
     floors: list[float] = []
     for number in range(args.rounds + 2):
@@ -92,12 +108,14 @@ def main() -> None:
     report(contenders, median(floors[2:]), operations(products), args)
 
 
-def in_pipeflow(size: Size, x: Tensor) -> Contender:
+def in_pipeflow(size: Size, x: Tensor, variant: str, layout: Layout, compile: Compile) -> Contender:
     """The whole flow as one stage, priors standard normal as everywhere here."""
     config = GlowConfig(size.levels, size.steps, size.hidden, split_prior="standard")
     _, whole = truncate(glow_steps(config, IMAGE), (), IMAGE, "standard", "standard")
     packet = Packet(x, x.new_full((len(x),), -8 * BITS))
+    set_precision(whole, "fp32", layout)
     whole.to(x.device).part.initialise(packet)
+    whole.part.passage = make_passage(compile=compile)
     optimizer = make_optimizer("adam", whole.named_global_parameters(), LR)
     stage = Stage(whole, optimizer, LR, 0, None, math.prod(IMAGE))
 
@@ -111,7 +129,7 @@ def in_pipeflow(size: Size, x: Tensor) -> Contender:
             """Nothing is on its way."""
 
     stage.connect(Same(), Discard())
-    return checked(Contender("pipeflow", "as it is", lambda: stage.tick().bits_per_dim, _count(whole)), whole)
+    return checked(Contender("pipeflow", variant, lambda: stage.tick().bits_per_dim, _count(whole)), whole)
 
 
 def in_library(library: str, variant: str, flow: nn.Module, x: Tensor) -> Contender:
@@ -148,7 +166,7 @@ def report(contenders: list[Contender], floor: float, flop: float, args: Any) ->
     """Prints, draws and keeps what was timed."""
     for contender in contenders:
         del contender.seconds[:2]
-    own = median(contenders[0].seconds)
+    own = min(median(contender.seconds) for contender in contenders if contender.library == "pipeflow")
     rows, kept = [], []
     for contender in contenders:
         took = median(contender.seconds)

@@ -21,6 +21,7 @@ from .config import Config, parse_resume
 from .cost import Profile
 from .data import check_enough
 from .forecast import Link
+from .heap import keep_memory
 from .options import Options
 from .outlook import Outlook, Setting, as_json, look
 from .part import scheme_cut
@@ -85,6 +86,8 @@ def plan(config: Config, wanted: PlanConfig = PlanConfig()) -> Outlook:
     device = choose_device(config.device)
     directory = _directory(config, wanted)
     torch.set_num_threads(config.parallel.threads)
+    if device.type == "cpu":
+        keep_memory()
     began, computed = time.perf_counter(), time.process_time()
     profile = survey(config, Pixels(image, levels, data.bits), device)
     computed, took = time.process_time() - computed, time.perf_counter() - began

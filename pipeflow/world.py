@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .grid import grid
+from .heap import keep_memory
 from .meeting import meet
 from .pulse import EVERYONE, Pulse
 
@@ -157,6 +158,8 @@ class World:
         self.pulse = Pulse()
         self._notes: dict[str, str] = {}
         torch.set_num_threads(config.threads)
+        if self.device.type == "cpu":
+            keep_memory()
 
     def exchange(self, data: bytes) -> list[bytes]:
         """Everybody's bytes to everybody, by rank. All processes must call it, in the same order."""

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeflow"
 FLOORS = [  # within a floor, a module may import only those written before it
-    "packet late drift noise pixels points options units traffic pulse meeting claim",
+    "packet late drift noise pixels points options units traffic pulse meeting claim heap",
     "flow.step flow.actnorm flow.conv1x1 flow.coupling flow.squeeze flow.split flow.prior flow",
     "precision glow passage part objective grid placement world decode folder published sources data own optimizer "
     "average",

@@ -1,0 +1,49 @@
+"""What a process frees stays with it, unless its environment has chosen otherwise."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys, torch
+from pipeflow.heap import keep_memory
+from pipeflow.world import ParallelConfig, open_world
+
+if sys.argv[1] == "keep":
+    keep_memory()
+elif sys.argv[1] == "world":
+    open_world(ParallelConfig(), 1, "cpu")
+for _ in range(10):
+    if _ == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.ones(2**21) for _ in range(4)]  # 8 MiB each
+    del kept
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**20 / 8)
+"""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+
+
+def faulted(how: str, **environment: str) -> float:
+    """MiB that are faulted in anew each time that 32 MiB are taken and freed."""
+    chosen = {key: value for key, value in os.environ.items() if key not in ("GLIBC_TUNABLES", "LD_PRELOAD")}
+    chosen = {key: value for key, value in chosen.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how], env=chosen | environment, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+@glibc
+@pytest.mark.parametrize("how", ["keep", "world"])
+def test_freed_memory_is_used_again(how):
+    assert faulted(how) < 2
+
+
+@glibc
+def test_the_environment_may_choose_otherwise():
+    assert faulted("keep", MALLOC_MMAP_THRESHOLD_=str(2**20), MALLOC_TRIM_THRESHOLD_=str(2**20)) > 20
+    assert faulted("no") > 4  # what glibc does by itself
