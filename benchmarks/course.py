@@ -14,6 +14,7 @@ from pipeflow.data import Batches
 from pipeflow.glow import GlowConfig, glow_steps
 from pipeflow.objective import Truncated, truncate
 from pipeflow.packet import Packet
+from pipeflow.passage import Activations, make_passage
 from pipeflow.pixels import Pixels
 from pipeflow.world import World
 
@@ -31,6 +32,7 @@ class Course:
         batch: images an optimizer step, over all processes.
         depth: packets in flight over a border, by parts.
         lr: Adam's learning rate; small, since nobody looks at what is learned.
+        activations: what stays for the backward pass, as in a run's settings.
     """
 
     levels: int
@@ -41,6 +43,7 @@ class Course:
     batch: int
     depth: int = 2
     lr: float = 1e-5
+    activations: Activations = "keep"
 
     @property
     def pixels(self) -> Pixels:
@@ -56,6 +59,8 @@ class Course:
         slices, whole = truncate(steps, self.at, self.pixels.shape, "standard", "standard")
         if started:
             whole.part.initialise(self.head(batch=64).recv())
+        for truncated in (*slices, whole):
+            truncated.part.passage = make_passage(self.activations)
         return slices, whole
 
     def head(self, shard: tuple[int, int] = (0, 1), batch: int | None = None) -> Batches:

@@ -5,18 +5,21 @@
 Every figure comes from processes of their own that train one contestant for a few batches: the largest resident size
 that Linux saw during these batches, less what the process held before there was a model (interpreter, libraries, open
 connections). Weights, gradients, Adam's moments, activations and buffers of messages are in it; building the model and
-ActNorm's start are not. What varies is the number of processes (= parts), the batch, and the depth of the flow. GPipe
-and 1F1B have 8 micro-batches, since that is what they need least with. A process may keep a few MiB that its allocator
-did not hand back; small differences mean nothing.
+ActNorm's start are not. What varies is the number of processes (= parts), the batch, the depth of the flow, and what
+stays for the backward pass (`--activations` of a run, for every contestant). GPipe and 1F1B have 8 micro-batches, since
+that is what they need least with. A process may keep a few MiB that its allocator did not hand back; small differences
+mean nothing.
 """
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, get_args
 
 from course import Course, balanced
 from race import Race
 from results_file import about, axes, keep, make_parser, table
 from rivals import NAMES
+
+from pipeflow.passage import Activations
 
 COURSE = Course(levels=3, steps=4, hidden=128, size=32, at=(), batch=48)
 QUICK = Course(levels=2, steps=2, hidden=32, size=16, at=(), batch=8)
@@ -31,13 +34,14 @@ MIB = 2**20
 
 
 def plan(quick: bool) -> list[tuple[str, int, Course]]:
-    """(what varies, processes, course); the point where the three lines meet is in each of them."""
+    """(what varies, processes, course); the point where the lines meet is in each of them."""
     if quick:
         return [("processes", 2, QUICK)]
     return [
         *(("processes", processes, COURSE) for processes in (2, 3, 4)),
         *(("batch", 2, replace(COURSE, batch=batch)) for batch in (24, 48, 96)),
         *(("steps", 2, replace(COURSE, steps=steps)) for steps in (2, 4, 8)),
+        *(("activations", 2, replace(COURSE, activations=kept)) for kept in get_args(Activations)),
     ]
 
 
@@ -57,7 +61,8 @@ def measure(course: Course, processes: int, batches: int) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     course = found["course"]
     model = f"Glow {course['levels']} × {course['steps']} × {course['hidden']}, batch {course['batch']}"
-    print(f"\n{model}, {found['processes']} processes, cut at {list(course['at'])}: MiB for training, by process")
+    where = f"{found['processes']} processes, cut at {list(course['at'])}, activations: {course['activations']}"
+    print(f"\n{model}, {where}: MiB for training, by process")
     least = found["approaches"]["parts"]["worst_bytes"]
     rows = [
         [
@@ -78,11 +83,13 @@ def draw(points: list[dict[str, Any]]) -> Any:
     labels = {"processes": "processes (parts)", "batch": "images a step", "steps": "flow steps a level"}
     for axis, key in zip(panels[0], varied, strict=True):
         line = [point for point in points if point["varied"] == key]
-        where = [point["processes"] if key == "processes" else point["course"][key] for point in line]
+        ticks = [point["processes"] if key == "processes" else point["course"][key] for point in line]
         for name in SETTINGS:
             sizes = [point["approaches"][name]["worst_bytes"] / MIB for point in line]
-            axis.plot(where, sizes, "o-", label=NAMES[name])
-        axis.set(xlabel=labels[key], xticks=where, ylim=(0, None))
+            axis.plot(sizes, "o-", label=NAMES[name])
+        axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        axis.set_xlabel(labels.get(key, key))
+    panels[0][0].set_ylim(bottom=0)
     panels[0][0].set_ylabel("MiB for training, worst process")
     panels[0][0].legend(fontsize=8)
     return figure
