@@ -12,6 +12,7 @@ from pipeflow.balance import balanced_cut, flow_step_costs, measure_steps
 from pipeflow.chain import Chain
 from pipeflow.data import Batches
 from pipeflow.glow import GlowConfig, glow_steps
+from pipeflow.heap import keep_memory
 from pipeflow.objective import Truncated, truncate
 from pipeflow.packet import Packet
 from pipeflow.passage import Activations, make_passage
@@ -86,9 +87,14 @@ class Course:
 
 
 def balanced(course: Course, parts: int) -> tuple[int, ...]:
-    """The cut into `parts` whose slowest part is as fast as possible, measured here and now."""
+    """The cut into `parts` whose slowest part is as fast as possible, measured here and now.
+
+    From then on this process computes as one of a race does: in one thread, and it keeps the memory that it frees.
+    """
     if parts == 1:
         return ()
+    torch.set_num_threads(1)
+    keep_memory()
     steps = glow_steps(course.glow, course.pixels.shape)
     seconds = measure_steps(steps, course.pixels.shape, course.batch, torch.device("cpu"))
     return balanced_cut(flow_step_costs(steps, seconds), parts)
