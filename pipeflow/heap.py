@@ -1,9 +1,9 @@
 """Memory on the host that is freed stays with the process.
 
 A step frees its activations and the next one needs as much again. glibc hands large blocks back to the system at once,
-and what lies free at the top of its heap; so every page is faulted in anew in every step, 40,000 of them where a batch
-keeps 160 MiB, which is a seventh of the time of a step of the whole model and a fifth of a part's. PyTorch keeps the
-memory of a GPU in the same way.
+and what lies free at the top of its heap, so that every page is faulted in anew in every step. Parts, whose blocks are
+fewer and whose steps are shorter, lose more by it than the whole. PyTorch keeps the memory of a GPU in the same way.
+`GLIBC_TUNABLES= python benchmarks/throughput.py` measures without it.
 """
 
 import ctypes
