@@ -238,6 +238,8 @@ def test_quick_questions(tmp_path):
     asked = [found[key] for key in ("schedules", "rates", "changes", "recipe")]
     assert len(images([outcome for arms in asked for outcomes in arms.values() for outcome in outcomes])) == 1
     assert len(found["schedules"]) == 3 and "learned provisional priors" in found["changes"]
+    chose, fresh = ({one["seed"] for one in found[key]["recipe"]} for key in ("recipe", "recipe_on_fresh_seeds"))
+    assert chose and fresh and chose.isdisjoint(fresh)
 
 
 @pytest.mark.slow
