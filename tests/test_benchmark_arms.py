@@ -18,7 +18,7 @@ from answers import helps
 from arm import Arm, carry_out
 from matrix_products import matrix_products
 from peer_glows import Size, peers
-from questions import changes, rates, together
+from questions import changes, contested, rates, together
 from recipe import Recipe
 from replicas import ENGINES, Layout, arm, by_parts_alone, layouts
 from results_file import _without_places
@@ -141,6 +141,18 @@ def test_changes_are_one_at_a_time_and_the_recipe_is_all_that_help():
     recipe = together(base, {name: arms[name] for name in some})
     assert (recipe.parts, recipe.clip, recipe.words) == ((2.0, 1.0, 0.5), 1.0, arms[some[-1]].words)
     assert together(base, {}) == base
+
+
+def test_a_recipe_is_contested_by_other_schedules_and_by_what_costs():
+    recipe = Recipe("simultaneous", 1 / 3, 0.016)
+    best = [
+        recipe.but(schedule="alternate", lr=0.032),
+        recipe.but(lr=0.016),
+        recipe.but(schedule="sequential", lr=0.064),
+    ]
+    arms = contested(recipe, best)
+    assert list(arms.values())[:3] == [recipe, best[0], best[2]]
+    assert len({str(arm) for arm in arms.values()}) == len(arms) == 6
 
 
 def test_a_change_helps_by_more_than_its_standard_error():
