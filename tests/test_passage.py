@@ -176,7 +176,7 @@ def two_hundred_steps(tmp_path, activations, precision):
 
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 0.001), ("bf16", 0.01)])
 def test_two_hundred_steps_of_reversible_training_end_where_ordinary_ones_do(tmp_path, precision, within):
-    """In bf16, ordinary training itself ends 0.0035 elsewhere where the learning rate differs by a hundred-thousandth."""
+    """In bf16, ordinary training itself ends 0.0035 elsewhere where the learning rate differs by 0.001 %."""
     kept, inverted = (two_hundred_steps(tmp_path, kind, precision) for kind in ("keep", "invert"))
     assert kept["test_bits_per_dim"] < 4.0
     assert abs(kept["test_bits_per_dim"] - inverted["test_bits_per_dim"]) < within
