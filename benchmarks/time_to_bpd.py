@@ -163,8 +163,10 @@ def title(outcome: Outcome) -> str:
 
 
 def draw(by_arm: dict[str, list[Outcome]], timed: list[Outcome], data: str, train: int) -> Any:
-    """Bits/dim against epochs (the band is the spread over seeds), seconds and bytes."""
-    figure, (images, seconds, sent) = axes(1, 3, figsize=(17, 5), sharey=True)
+    """Bits/dim against epochs (the band is the spread over seeds) and, where it was timed, seconds and bytes."""
+    count = 3 if timed else 1
+    figure, panels = axes(1, count, figsize=(1 + 16 * count / 3, 5), sharey=True, squeeze=False)
+    images = panels[0][0]
     for name, outcomes in by_arm.items():
         curves = [outcome["curve"] for outcome in outcomes if "curve" in outcome]
         points = [group for group in zip(*curves, strict=True) if group[0]["bits_per_dim"] is not None]
@@ -172,6 +174,16 @@ def draw(by_arm: dict[str, list[Outcome]], timed: list[Outcome], data: str, trai
         bits = [[point["bits_per_dim"] for point in group] for group in points]
         (line,) = images.plot(epochs, [mean(group) for group in bits], label=name)
         images.fill_between(epochs, [min(g) for g in bits], [max(g) for g in bits], alpha=0.2, color=line.get_color())
+    seeds = len(next(iter(by_arm.values())))
+    images.set(xlabel="epochs (images drawn)", ylabel="test bits/dim", title=f"{data}, {seeds} seed{'s' * (seeds > 1)}")
+    if timed:
+        _draw_timed(timed, *panels[0][1:])
+    for axis in panels[0]:
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _draw_timed(timed: list[Outcome], seconds: Any, sent: Any) -> None:
     for outcome in (outcome for outcome in timed if "curve" in outcome):
         points = [point for point in outcome["curve"] if point["bits_per_dim"] is not None]
         bits = [point["bits_per_dim"] for point in points]
@@ -179,16 +191,8 @@ def draw(by_arm: dict[str, list[Outcome]], timed: list[Outcome], data: str, trai
         seconds.plot([point["seconds"] for point in points], bits, **style)
         if outcome["processes"] > 1:
             sent.plot([point["bytes"] / 2**20 for point in points], bits, label=title(outcome))
-    images.set(
-        xlabel="epochs (images drawn)",
-        ylabel="test bits/dim",
-        title=f"{data}, {len(next(iter(by_arm.values())))} seeds",
-    )
     seconds.set(xlabel="seconds of training", title="alone on the machine; dashed: one core")
     sent.set(xlabel="MiB between processes, computed", xscale="log")
-    for axis in (images, *([seconds, sent] if timed else [])):
-        axis.legend(fontsize=7)
-    return figure
 
 
 def _spread(values: list[float]) -> str | None:
