@@ -25,7 +25,7 @@ from typing import Any
 
 from outcome import Outcome, read_outcome
 
-from pipeflow.fault import STOPPED
+from pipeflow.cli import STOPPED
 from pipeflow.train import main as train
 
 DIVERGED = "not finite", "non-finite"

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeflow.balance import balanced_cut, flow_step_costs, measure_steps
-from pipeflow.chain import Chain
-from pipeflow.data import Batches
-from pipeflow.glow import GlowConfig, glow_steps
-from pipeflow.heap import keep_memory
-from pipeflow.objective import Truncated, truncate
-from pipeflow.packet import Packet
-from pipeflow.passage import Activations, make_passage
-from pipeflow.pixels import Pixels
-from pipeflow.world import World
+from pipeflow.data import Batches, Pixels
+from pipeflow.distributed import World, keep_memory
+from pipeflow.flow import Packet
+from pipeflow.model import Activations, GlowConfig, Truncated, glow_steps, make_passage
+from pipeflow.model.truncated import truncate
+from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
+from pipeflow.stream import Chain
 
 _IMAGES = 256
 
@@ -83,7 +80,7 @@ class Course:
     def chain(self, world: World, slices: list[Truncated]) -> Chain:
         """The slices over the processes, as a run would lay them."""
         events = [part.part.event_out for part in slices]
-        return Chain(world, {part: slices[part] for part in world.mine}, events, str(self))
+        return Chain(world, events, str(self))
 
 
 def balanced(course: Course, parts: int) -> tuple[int, ...]:

@@ -18,17 +18,13 @@ from typing import Any
 import torch
 from results_file import about, axes, keep, make_parser, table
 
-from pipeflow.data import Batches
+from pipeflow.data import Batches, Pixels
+from pipeflow.distributed import keep_memory
 from pipeflow.flow import Step
-from pipeflow.glow import GlowConfig, glow_steps
-from pipeflow.heap import keep_memory
-from pipeflow.link import Discard
-from pipeflow.objective import truncate
-from pipeflow.optimizer import make_optimizer
-from pipeflow.passage import make_passage
-from pipeflow.pixels import Pixels
-from pipeflow.precision import set_precision
-from pipeflow.stage import Stage
+from pipeflow.model import GlowConfig, glow_steps, make_passage, set_precision
+from pipeflow.model.truncated import truncate
+from pipeflow.stage import Stage, make_optimizer
+from pipeflow.stream import Discard
 
 SETTINGS: dict[str, dict[str, str]] = {
     "fp32": {},

@@ -41,19 +41,14 @@ import torch.multiprocessing as mp
 from results_file import about, axes, table
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeflow.balance import balanced_cut, flow_step_costs, measure_steps
-from pipeflow.chain import Chain, close
-from pipeflow.data import Batches, resident
-from pipeflow.glow import GlowConfig, glow_steps
-from pipeflow.graphs import WARM_UP, CudaRecorder, Recorded
-from pipeflow.link import Discard
-from pipeflow.objective import Truncated, truncate
-from pipeflow.optimizer import make_optimizer
-from pipeflow.passage import make_passage
-from pipeflow.pixels import Pixels
-from pipeflow.precision import set_precision, set_tensor_cores
-from pipeflow.stage import Stage
-from pipeflow.world import ParallelConfig, open_world
+from pipeflow.data import Batches, Pixels, resident
+from pipeflow.distributed import ParallelConfig, open_world
+from pipeflow.model import GlowConfig, Truncated, glow_steps, make_passage, set_precision, set_tensor_cores
+from pipeflow.model.truncated import truncate
+from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
+from pipeflow.stage import CudaRecorder, Recorded, Stage, make_optimizer
+from pipeflow.stage.cuda_graphs import WARM_UP
+from pipeflow.stream import Chain, Discard, close
 
 LADDER: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -305,7 +300,7 @@ def hold_parts(
             os.environ |= {name: str(value) for name, value in names.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
         world = open_world(ParallelConfig(), len(at) + 1, device, f"file://{directory}/meet")
         slices, _ = build(size.glow, size.pixels, world.device, at, "bf16", "channels_last")
-        chain = Chain(world, {part: slices[part] for part in world.mine}, [p.part.event_out for p in slices], "suite")
+        chain = Chain(world, [p.part.event_out for p in slices], "suite")
         stages = {part: make_stage(slices[part], size.pixels) for part in world.mine}
         images = resident(random_images(size.pixels, 2 * batch), world.device)
 

@@ -19,7 +19,7 @@ from race import Race
 from results_file import about, axes, keep, make_parser, table
 from rivals import NAMES
 
-from pipeflow.passage import Activations
+from pipeflow.model import Activations
 
 COURSE = Course(levels=3, steps=4, hidden=128, size=32, at=(), batch=48)
 QUICK = Course(levels=2, steps=2, hidden=32, size=16, at=(), batch=8)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeflow.glow import glow_steps
-from pipeflow.story import Story, read
+from pipeflow.model import glow_steps
+from pipeflow.reporting import Story, read
 
 Outcome = dict[str, Any]
 SETTLED = 100  # updates of a part, behind which its worst loss is looked for

@@ -28,15 +28,12 @@ from peer_glows import DIFFERENT, Size, peers
 from results_file import about, axes, keep, make_parser, table
 from torch import Tensor, nn
 
-from pipeflow.glow import GlowConfig, glow_steps
-from pipeflow.heap import keep_memory
-from pipeflow.link import Discard
-from pipeflow.objective import truncate
-from pipeflow.optimizer import make_optimizer
-from pipeflow.packet import Packet
-from pipeflow.passage import Compile, make_passage
-from pipeflow.precision import Layout, set_precision
-from pipeflow.stage import Stage
+from pipeflow.distributed import keep_memory
+from pipeflow.flow import Packet
+from pipeflow.model import Compile, GlowConfig, Layout, glow_steps, make_passage, set_precision
+from pipeflow.model.truncated import truncate
+from pipeflow.stage import Stage, make_optimizer
+from pipeflow.stream import Discard
 
 LR = 1e-4
 IMAGE = (3, 32, 32)

@@ -177,7 +177,7 @@ class Worker:
     def __init__(self, course: Course, threads: int) -> None:
         from rivals import Contestant
 
-        from pipeflow.world import ParallelConfig, open_world
+        from pipeflow.distributed import ParallelConfig, open_world
 
         # A world has a part a process at least; where the course has no cut, nobody looks at the parts.
         config = ParallelConfig(backend="gloo", depth=course.depth, threads=threads)
@@ -251,13 +251,13 @@ class Worker:
 
     def _traffic(self) -> dict[str, int]:
         """Bytes received so far, by connection, without what processes use to meet."""
-        from pipeflow.traffic import sockets
+        from pipeflow.distributed.socket_counters import sockets
 
         return {_key(s.own, s.peer): s.received for s in sockets() if _key(s.own, s.peer) not in self._control}
 
     def _connections(self) -> set[str]:
         """The connections over which processes meet: those that carry something when nothing else happens."""
-        from pipeflow.traffic import sockets
+        from pipeflow.distributed.socket_counters import sockets
 
         self._control: set[str] = set()
         before = self._traffic()
@@ -284,7 +284,7 @@ def warm_up() -> None:
     from course import Again
     from rivals import make_stage
 
-    from pipeflow.link import Discard
+    from pipeflow.stream import Discard
 
     course = Course(levels=1, steps=1, hidden=4, size=4, at=(), batch=2)
     stage = make_stage(course, course.build()[1])

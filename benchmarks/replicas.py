@@ -28,7 +28,7 @@ from recipe import Recipe, Subject
 from results_file import about, axes, keep, make_parser, table
 from subjects import digits
 
-from pipeflow.schedule import EndToEndConfig
+from pipeflow.config import EndToEndConfig
 
 ENGINES: tuple[str, ...] = get_args(get_type_hints(EndToEndConfig)["engine"])
 RECIPE = Recipe("simultaneous", tail=1 / 3, lr=1.6e-2)

@@ -16,14 +16,12 @@ from course import Again, Course
 from torch import Tensor, nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
-from pipeflow.chain import close
-from pipeflow.engine import Carriage, timed_stage
-from pipeflow.link import Discard
-from pipeflow.objective import Truncated, bits_per_dim
-from pipeflow.optimizer import make_optimizer
-from pipeflow.packet import Packet
-from pipeflow.stage import Stage
-from pipeflow.world import World
+from pipeflow.distributed import World
+from pipeflow.distributed.pipeline_1f1b import timed_stage
+from pipeflow.flow import Packet
+from pipeflow.model import Truncated, bits_per_dim
+from pipeflow.stage import Carriage, Stage, make_optimizer
+from pipeflow.stream import Discard, close
 
 NAMES = {
     "parts": "by parts",
@@ -148,7 +146,7 @@ class Engine(Contestant):
         self._last = world.rank == world.size - 1
         around = (self._truncated.part.event_in, self._truncated.part.event_out)
         carriage, place = Carriage([self._truncated], self._last), (world.rank, world.size)
-        stage = timed_stage(carriage, place, around, course.batch // micro, world.device, group)
+        stage = timed_stage(carriage, self._last, place, around, course.batch // micro, world.device, group)
         dims = course.pixels.dims
 
         def loss(nll: Tensor, target: Tensor) -> Tensor:

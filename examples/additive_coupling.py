@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import pipeflow
+from pipeflow.config import PhaseConfig
 from pipeflow.data import DataConfig
 from pipeflow.flow import Step
-from pipeflow.glow import FlowStep, glow_steps
-from pipeflow.part import CutConfig
-from pipeflow.schedule import PhaseConfig
+from pipeflow.model import CutConfig, glow_steps
+from pipeflow.model.glow import FlowStep
 from pipeflow.train import main
 
 

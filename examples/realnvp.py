@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pipeflow
+from pipeflow.config import PhaseConfig
 from pipeflow.data import DataConfig
 from pipeflow.flow import ActNorm, Step
-from pipeflow.part import CutConfig
-from pipeflow.schedule import PhaseConfig
+from pipeflow.model import CutConfig
 from pipeflow.train import main
 
 

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import Config
-    from .glow import GlowConfig
-    from .model import Flow, Glow
-    from .trained import export, load
-    from .trainer import fit
+    from .inference import export, load
+    from .model import Flow, Glow, GlowConfig
+    from .training import fit
 
 __all__ = ["Config", "Flow", "Glow", "GlowConfig", "export", "fit", "load"]
 
-_HOME = {"Config": "config", "GlowConfig": "glow", "Flow": "model", "Glow": "model", "fit": "trainer"}
-_HOME |= {"export": "trained", "load": "trained"}
+_HOME = {"Config": "config", "GlowConfig": "model", "Flow": "model", "Glow": "model", "fit": "training"}
+_HOME |= {"export": "inference", "load": "inference"}
 
 
 def __getattr__(name: str) -> object:

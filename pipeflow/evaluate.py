@@ -19,19 +19,13 @@ from typing import get_args
 import numpy as np
 import torch
 
-from .data import DataConfig
-from .decode import Images
-from .metrics import say
-from .options import Options
-from .own import Maker, Splits, images_of
-from .points import Space
-from .precision import set_tensor_cores
-from .published import PUBLISHED
-from .resume import check_own
-from .score import Scores, score, standard_error
-from .sources import SourceName
-from .trained import Trained, read
-from .world import LostError, ParallelConfig, World, leave_the_word_to_rank_0, open_world
+from .cli import Options, leave_the_word_to_rank_0
+from .data import PUBLISHED, DataConfig, Images, SourceName, Space, Splits, images_of
+from .distributed import ParallelConfig, World, open_world, say
+from .errors import LostError
+from .inference import Scores, Trained, read, score, standard_error
+from .model import Maker, set_tensor_cores
+from .storage import check_own
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

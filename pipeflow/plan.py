@@ -15,25 +15,30 @@ from typing import Any
 
 import torch
 
-from .balance import balanced_cut
-from .chart import MAKER, chart
-from .config import Config, parse_resume
-from .cost import Profile
-from .data import check_enough
-from .forecast import Link
-from .heap import keep_memory
-from .options import Options
-from .outlook import Outlook, Setting, as_json, look
-from .part import scheme_cut
-from .pixels import Pixels
-from .placement import place
-from .planned import FILE, FORMAT, capacity, device_name, subject
-from .schedule import turns
-from .sources import outline
-from .survey import events_behind, survey
-from .tables import tables
+from .cli import Options
+from .config import Config, parse_resume, turns
+from .data import Pixels, check_enough, outline
+from .distributed import choose_device, keep_memory
+from .model import scheme_cut
+from .planning import (
+    FILE,
+    FORMAT,
+    Link,
+    Outlook,
+    Profile,
+    Setting,
+    as_json,
+    balanced_cut,
+    capacity,
+    device_name,
+    events_behind,
+    look,
+    place,
+    subject,
+    survey,
+)
+from .reporting import PLAN_MAKER, chart, tables
 from .units import bits_per_second, bytes_of
-from .world import choose_device
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def _memory(device: torch.device) -> float:
 def _origin(config: Config, profile: Profile, image: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     """Where the figures come from, and what `train` needs to predict from them."""
     return {
-        "made_by": MAKER,
+        "made_by": PLAN_MAKER,
         "format": FORMAT,
         "torch": torch.__version__,
         "subject": subject(config, image, device),
@@ -183,7 +188,7 @@ def _directory(config: Config, wanted: PlanConfig) -> Path:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{option} {directory} is a file; it must be a directory, or not exist yet.")
     for file in (directory / FILE, directory / "plan.png"):
-        if file.exists() and MAKER.encode() not in file.read_bytes():
+        if file.exists() and PLAN_MAKER.encode() not in file.read_bytes():
             raise ValueError(f"{file} is no plan, and is not written over; give another --out.")
     return directory
 

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import figures
-from .figures import MAKER, Drawing
-from .options import Options
-from .page import page
-from .story import Story, read
+from .cli import Options
+from .reporting import REPORT_MAKER, Drawing, Story, page, read
+from .reporting import run_figures as figures
 
 
 def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -84,7 +82,7 @@ def _ours(file: Path) -> bool:
     if not file.is_file():
         return False
     with file.open("rb") as stream:
-        return MAKER.encode() in stream.read(400)
+        return REPORT_MAKER.encode() in stream.read(400)
 
 
 def _write(file: Path, text: str, drawings: Sequence[Drawing]) -> None:

@@ -16,18 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import fetch
-from .decode import Images
-from .metrics import say
-from .options import Options
-from .own import Maker, Splits, images_of
-from .pictures import difference, each_part, interpolate, reconstruct
-from .points import Space
-from .resume import check_own
-from .sheet import save_sheet
-from .trained import Source, Trained, load, locate, read
-from .upstream import alone, draw, hold
-from .world import LostError, ParallelConfig, World, leave_the_word_to_rank_0, open_world
+from .cli import Options, leave_the_word_to_rank_0
+from .data import Images, Space, Splits, fetch, images_of, save_sheet
+from .distributed import ParallelConfig, World, open_world, say
+from .errors import LostError
+from .inference import (
+    Source,
+    Trained,
+    alone,
+    difference,
+    draw,
+    each_part,
+    hold,
+    interpolate,
+    load,
+    locate,
+    read,
+    reconstruct,
+)
+from .model import Maker
+from .storage import check_own
 
 _ROW = 8
 _DEFAULTS = {"n": 64, "temperature": [0.7], "seed": 0}
@@ -130,17 +138,19 @@ def picture(
 
 def _grid(options: argparse.Namespace, source: Source | None, world: World, flow: Maker | None) -> Picture:
     if source:
-        chain, pixels = hold(world, source, flow)
+        held = hold(world, source, flow)
     else:
         exported = load(options.run, flow)
-        chain, pixels = alone(world, exported), exported.pixels
-    _check_images(options, pixels)
-    drawn = draw(chain, pixels, options.n, options.temperature, options.seed)
+        held = alone(world, exported)
+    _check_images(options, held.pixels)
+    drawn = draw(held, options.n, options.temperature, options.seed)
     many = f"{len(drawn)} × {options.n} images, from top to bottom" if len(drawn) > 1 else f"{options.n} images"
     heat = ", ".join(f"{value:g}" for value in options.temperature)
     by = f"the flow in {source.directory}{_unlearned(source)}" if source else str(options.run)
     return Picture(
-        [[images] for images in drawn], pixels.levels, f"{many} at temperature {heat} (seed {options.seed}), by {by}"
+        [[images] for images in drawn],
+        held.pixels.levels,
+        f"{many} at temperature {heat} (seed {options.seed}), by {by}",
     )
 
 

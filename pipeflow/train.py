@@ -6,13 +6,13 @@ A script with a flow of its own is the same command: it calls `main` with its se
 import sys
 from collections.abc import Sequence
 
-from .config import Config
-from .fault import tell
-from .own import Maker, Splits
-from .resume import settle
-from .trainer import fit
-from .watch import Watch
-from .world import LostError, leave_the_word_to_rank_0, open_world
+from .cli import leave_the_word_to_rank_0, tell
+from .config import Config, settle
+from .data import Splits
+from .distributed import Watch, open_world
+from .errors import LostError
+from .model import Maker
+from .training import fit
 
 
 def main(

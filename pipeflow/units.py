@@ -29,3 +29,8 @@ def _quantity(text: str, units: dict[str, float], wanted: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{text!r} is not {wanted}.")
     return value
+
+
+def rate(images_per_s: float) -> str:
+    """Images a second, for people."""
+    return f"{images_per_s:,.0f}" if images_per_s >= 1000 else f"{images_per_s:.4g}"

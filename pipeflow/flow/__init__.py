@@ -3,7 +3,8 @@
 from .actnorm import ActNorm
 from .conv1x1 import LUConv1x1, PlainConv1x1
 from .coupling import AdditiveCoupling, AffineCoupling
-from .prior import ChannelGaussian, StandardNormal
+from .packet import Packet
+from .prior import ChannelGaussian, StandardNormal, make_prior
 from .split import Split
 from .squeeze import Squeeze
 from .step import Event, Step
@@ -15,9 +16,11 @@ __all__ = [
     "ChannelGaussian",
     "Event",
     "LUConv1x1",
+    "Packet",
     "PlainConv1x1",
     "Split",
     "Squeeze",
     "StandardNormal",
     "Step",
+    "make_prior",
 ]

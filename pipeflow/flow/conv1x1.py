@@ -24,7 +24,7 @@ def by_matmul(weight: Tensor, z: Tensor) -> Tensor:
 
 
 def _at_every_pixel(weight: Tensor, z: Tensor) -> Tensor:
-    # cuDNN's convolutions may use TF32 (precision.py), and what goes through them comes back inexactly.
+    # cuDNN's convolutions may use TF32 (model/precision.py), and what goes through them comes back inexactly.
     return by_matmul(weight, z) if z.is_cuda else F.conv2d(z, weight[:, :, None, None])
 
 

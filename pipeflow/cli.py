@@ -1,0 +1,104 @@
+"""What ended a run → one line, said by one process, and an exit code.
+
+N processes notice the end of a run in N ways: one raises, its neighbours lose a connection, the others wait. The first
+to claim the word says what happened, where and why; the rest end silently.
+"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .distributed import Watch, World
+from .errors import JoinError, LostError, SaveError, StopRequested
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and saved itself (EX_TEMPFAIL of sysexits.h: try again)."""
+
+
+def tell(world: World, watch: Watch, error: BaseException) -> int:
+    """Says what ended the run, if no other process has said it; returns the exit code.
+
+    0 is a finished run, 2 what the user can put right, 75 a run that was asked to stop and saved itself, 130 Ctrl-C, 1
+    everything else.
+    """
+    line, code = _line(world, watch, error)
+    if world.claim(line):
+        if not isinstance(error, _EXPECTED):
+            traceback.print_exception(error)
+        print(f"pipeflow: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+_EXPECTED = (ValueError, FloatingPointError, ConnectionError, JoinError, OSError, StopRequested, KeyboardInterrupt)
+
+
+def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
+    here = f"{world.place()}, step {world.pulse.step}"
+    match error:
+        case StopRequested():
+            return f"{error}; --resume auto goes on from its checkpoint", STOPPED
+        case KeyboardInterrupt():
+            return f"{here}: interrupted; --resume auto goes on from the newest checkpoint", 130
+        case ValueError():
+            return str(error), 2
+        case LostError():
+            return _lost(world, watch, here, error), 1
+        case RuntimeError() if world.lost(error):
+            return _lost(world, watch, here, LostError("gradients were not averaged", error)), 1
+        case FloatingPointError() | JoinError() | SaveError():
+            return str(error), 1
+        case OSError():
+            return f"{here}: {error}", 1
+        case _:
+            return f"{here}: {type(error).__name__}: {error}", 1
+
+
+def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
+    """The process that is to blame, not the one that noticed."""
+    overdue = "imed out" in str(error) or "imeout" in str(error)
+    try:
+        # Who closed a connection is gone itself: those that end for want of another have said so before. Its last sign
+        # of life may be of a moment when it waited.
+        rank = watch.blame(error.rank) if overdue or error.rank is None else error.rank
+        last = watch.last(rank) if rank is not None else {}
+    except LostError:  # not even the store answers
+        rank = None
+    if rank is None:
+        return f"{here}: {error}"
+    if overdue:
+        what, step = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)", last.get("step", "?")
+    else:
+        what, step = "its process is gone", world.pulse.step
+    return f"{world.place(rank)}, step {step}: {what}; noticed by {here}: {error}"
+
+
+class Options(argparse.ArgumentParser):
+    """A parser of `python -m <prog>`.
+
+    Args:
+        prog: the module, such as "pipeflow.sample".
+        description: for `--help`.
+    """
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ").replace("unrecognized arguments:", "there is no option")
+        raise ValueError(f"{text}; `python -m {self.prog} --help` lists the options.")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Command line → options; a ValueError if it is wrong."""
+        return self.parse_args([word for word in arguments if word != "--"])  # torchrun leaves words alone behind "--"
+
+
+def leave_the_word_to_rank_0() -> None:
+    """Called by a process that found what all processes find: rank 0 says it, the others give it time to.
+
+    torchrun kills all processes of a host as soon as one of them has failed; so another host says it once as well.
+    """
+    time.sleep(sum(5 for name in ("RANK", "LOCAL_RANK") if int(os.environ.get(name, "0"))))

@@ -1,0 +1,26 @@
+"""Settings of a run: dataclasses, their checks, the command line, and the schedule that follows from them."""
+
+from .config import Config
+from .parser import from_dict, parse_resume
+from .phases import EndToEndConfig, PhaseConfig, micro_batches
+from .resume_settings import Resume, settle
+from .schedule import Stretch, Turn, lessons, multiples, phase_steps, stops, stretches, turns
+
+__all__ = [
+    "Config",
+    "EndToEndConfig",
+    "PhaseConfig",
+    "Resume",
+    "Stretch",
+    "Turn",
+    "from_dict",
+    "lessons",
+    "micro_batches",
+    "multiples",
+    "parse_resume",
+    "phase_steps",
+    "settle",
+    "stops",
+    "stretches",
+    "turns",
+]

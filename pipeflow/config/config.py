@@ -1,0 +1,152 @@
+"""All settings of a run, put together from the dataclasses of their owners."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from ..data import DataConfig
+from ..distributed import ParallelConfig
+from ..model import (
+    Activations,
+    Compile,
+    CutConfig,
+    GlowConfig,
+    Layout,
+    ModelSettings,
+    Precision,
+    check_passage,
+    scheme_cut,
+)
+from ..storage import CheckpointConfig
+from .phases import EndToEndConfig, PhaseConfig, micro_batches
+
+
+def _quickstart_phases() -> list[PhaseConfig]:
+    # 1,500 images are few: without weight decay the test bits/dim rise again after some 30 epochs.
+    small_set: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 2.0}
+    return [
+        PhaseConfig("simultaneous", epochs=12.0, lr=2e-3, warmup_steps=50, **small_set),
+        PhaseConfig("end_to_end", epochs=15.0, lr=1e-3, **small_set),
+        PhaseConfig("end_to_end", epochs=6.0, lr=2e-4, **small_set),
+    ]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. The defaults are the quickstart: handwritten digits, 3 parts, a few minutes on two cores.
+
+    Attributes:
+        run: the run directory; refused if it holds a run already.
+        seed: of the initial weights, the order of the images, flips and noise.
+        device: auto, cpu or cuda.
+        precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
+        layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
+        compile: none, steps (one graph for all steps of a shape) or part (one graph a part).
+        cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
+            nothing where processes average their gradients, nor in a pipeline end to end.
+        activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
+            (what leaves the part: steps are inverted).
+        flow: "glow", or what a script calls the flow of its own that it hands over.
+        glow: shape of the model, where it is a Glow.
+        data: which images.
+        cut: where the borders are.
+        phases: what is done, one after another.
+        end_to_end: how the whole model is spread over them in an end_to_end phase.
+        parallel: how parts are spread over processes.
+        checkpoint: when the run is saved, and how much of that stays.
+        ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
+        eval_every: epochs between two evaluations on the test split; also at the end of every phase.
+        max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
+    """
+
+    run: str = "runs/quickstart"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    layout: Layout = "contiguous"
+    compile: Compile = "none"
+    cuda_graphs: bool = False
+    activations: Activations = "keep"
+    flow: str = "glow"
+    glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
+    data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
+    cut: CutConfig = field(default_factory=CutConfig)
+    phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ema: float | None = None
+    eval_every: float = 5.0
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("phases is empty; a run needs at least one phase.")
+        for name in ("eval_every", "max_bad_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; a decay lies between 0 and 1, such as 0.999.")
+        check_passage(self.activations, self.compile)
+        if self.activations == "invert" and self.end_to_end.engine == "fsdp":
+            raise ValueError(
+                "activations is invert and end_to_end.engine is fsdp, but steps whose parameters are spread cannot be "
+                "inverted alone; use activations checkpoint, or engine ddp."
+            )
+        for number, phase in enumerate(self.phases, 1):
+            if self.cuda_graphs and phase.optimizer == "adamax":
+                raise ValueError(
+                    f"cuda_graphs is on, but the optimizer of phase {number} is adamax, for which the host looks at "
+                    "every gradient; use adam or adamw, or leave cuda_graphs off."
+                )
+            if isinstance(phase.lr, list) and len(phase.lr) != self.cut.parts:
+                raise ValueError(
+                    f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
+                )
+        if self.flow != "glow":  # how many flow steps it has, only the script knows
+            return
+        flow_steps = self.glow.levels * self.glow.steps
+        if self.cut.scheme != "balanced":
+            scheme_cut(self.cut, self.glow.levels, self.glow.steps)
+        elif self.cut.parts > flow_steps:
+            raise ValueError(f"cut.parts is {self.cut.parts}, but the flow has only {flow_steps} flow steps.")
+
+    def check_world(self, size: int, replicas: int = 1) -> None:
+        """A ValueError where `size` processes cannot share a batch end to end, or `replicas` chains by parts."""
+        joined = any(phase.schedule == "end_to_end" for phase in self.phases)
+        pipelined = joined and self.pipelined(size // replicas)
+        sharers, kind, where = (size, "processes", " in an end_to_end phase")
+        if pipelined or not joined:
+            sharers, kind, where = replicas, "replicas", ""
+        if self.data.batch % sharers:
+            raise ValueError(
+                f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
+                f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
+            )
+        if pipelined:
+            micro_batches(self.end_to_end.micro_batches, self.data.batch // replicas, size // replicas)
+
+    def pipelined(self, stages: int) -> bool:
+        """Whether end to end, chains of so many processes are pipelines; of one process, there is nothing to pass."""
+        return self.end_to_end.engine == "pipeline" and stages > 1
+
+    @property
+    def model(self) -> ModelSettings:
+        """The settings that the model depends on."""
+        return ModelSettings(self.flow, self.glow, self.cut, self.precision, self.layout, self.seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain lists, dicts, numbers and strings."""
+        return dataclasses.asdict(self)
+
+    def as_yaml(self) -> str:
+        """As a file that `--config` reads back."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """A short hash of every setting, for processes to compare."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,37 @@
+"""Images and points as packets of the flow; randomness that depends on counters alone."""
+
+from .batches import Batches, ImageArray, InOrder, fetch, resident, share
+from .datasets import ImageSet, SourceName, outline
+from .image_decoding import Images
+from .image_grid import save_sheet
+from .pixels import Pixels
+from .points import Points, Space, space
+from .rng import Purpose, normal
+from .settings import DataConfig, check_enough
+from .torchvision_sets import PUBLISHED
+from .user_arrays import Splits, images_of
+
+__all__ = [
+    "PUBLISHED",
+    "Batches",
+    "DataConfig",
+    "ImageArray",
+    "ImageSet",
+    "Images",
+    "InOrder",
+    "Pixels",
+    "Points",
+    "Purpose",
+    "SourceName",
+    "Space",
+    "Splits",
+    "check_enough",
+    "fetch",
+    "images_of",
+    "normal",
+    "outline",
+    "resident",
+    "save_sheet",
+    "share",
+    "space",
+]

@@ -1,0 +1,175 @@
+"""ImageArray in memory → the packets that enter the flow.
+
+`torch.utils.data.DataLoader` owns worker processes, a sampler and a generator state; images that fit in memory (or in a
+memory map) need none of that. Batch t holds positions tB … (t+1)B − 1 of the epochs' permutations laid end to end, so
+shapes are static, the place in the data is one integer, and a process that shares a batch takes a slice of it.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..flow import Packet
+from .points import Space
+from .rng import Purpose, permutation, uniform, words
+
+
+def share(images: int, batch: int, place: int, size: int) -> range:
+    """Numbers of the images that the `place`-th of `size` scores: consecutive batches, as even as can be, maybe none.
+
+    The batches are those of one process, since float32 sums may differ with the number of images beside one another.
+    """
+    batches = math.ceil(images / batch)
+    first, end = (min(images, batches * at // size * batch) for at in (place, place + 1))
+    return range(first, end)
+
+
+ImageArray = np.ndarray | Tensor
+
+
+def resident(images: np.ndarray, device: torch.device, share: float = 0.25) -> ImageArray:
+    """The images on a GPU, once and for all, if they fit into a share of the memory that is free there; else as given.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        device: where packets are made.
+        share: of the free memory.
+    """
+    if device.type != "cuda" or images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of host memory where packets are made; the host does not wait until a GPU has come to it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(images: ImageArray, index: np.ndarray, device: torch.device) -> Tensor:
+    """images (N, H, W, C) uint8, index (B,) → (B, C, H, W) uint8 on the device; points (N, *event) stay as they are."""
+    if isinstance(images, Tensor):
+        chosen = images[to_device(torch.from_numpy(index), images.device)]
+    else:
+        chosen = to_device(torch.from_numpy(np.ascontiguousarray(images[index])), device)
+    return chosen.permute(0, 3, 1, 2).contiguous() if chosen.dtype == torch.uint8 else chosen
+
+
+class Batches:
+    """The training images as an endless inbox.
+
+    Args:
+        images: (N, H, W, C) uint8; what `resident` returned is drawn from where it is.
+        pixels: what they look like.
+        seed: of order, flips and noise.
+        batch: images a packet, over all processes that share it.
+        flip: horizontal flips at random.
+        device: where packets are made.
+        start: number of the first batch.
+        shard: (i, n): this process takes the i-th of n equal slices of each batch.
+    """
+
+    def __init__(
+        self,
+        images: ImageArray,
+        pixels: Space,
+        seed: int,
+        batch: int,
+        flip: bool,
+        device: torch.device,
+        start: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.images, self.pixels, self.seed, self.batch, self.flip, self.device = (
+            images, pixels, seed, batch, flip, device,
+        )  # fmt: skip
+        self.position = start
+        self.shard = shard
+        self._orders: dict[int, Tensor] = {}
+
+    def recv(self) -> Packet:
+        """The next batch: z (B/n, C, H, W)."""
+        self.position += 1
+        return self.at(self.position - 1)
+
+    def close(self, early: bool = False) -> None:
+        """Nothing is on its way."""
+
+    def at(self, t: int) -> Packet:
+        """Batch t, whatever was asked for before."""
+        i, n = self.shard
+        share = self.batch // n
+        first = t * self.batch + i * share
+        return self._cat([self._packet(epoch, index) for epoch, index in self._pieces(first, first + share)])
+
+    def indices(self, t: int) -> Tensor:
+        """Numbers of the images of batch t, (B,), over all processes that share it."""
+        return torch.cat([index for _, index in self._pieces(t * self.batch, (t + 1) * self.batch)])
+
+    def _pieces(self, first: int, end: int) -> list[tuple[int, Tensor]]:
+        """(epoch, image indices) of the positions first … end − 1, which may lie in more than one epoch."""
+        pieces, size = [], len(self.images)
+        while first < end:
+            epoch, offset = divmod(first, size)
+            stop = min(end, (epoch + 1) * size)
+            pieces.append((epoch, self._order(epoch)[offset : offset + stop - first]))
+            first = stop
+        return pieces
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = permutation(self.seed, epoch, len(self.images))
+        return self._orders[epoch]
+
+    def _packet(self, epoch: int, index: Tensor) -> Packet:
+        pixels = fetch(self.images, index.numpy(), self.device)
+        index = to_device(index, self.device)
+        if self.flip:
+            flipped = (words(self.seed, Purpose.FLIP, epoch, index, 1) & 1).bool().view(-1, 1, 1, 1)
+            pixels = torch.where(flipped, pixels.flip(3), pixels)
+        return self.pixels.dequantise(pixels, uniform(self.seed, Purpose.DEQUANTISE, epoch, index, self.pixels.dims))
+
+    @staticmethod
+    def _cat(packets: list[Packet]) -> Packet:
+        if len(packets) == 1:
+            return packets[0]
+        return Packet(torch.cat([p.z for p in packets]), torch.cat([p.logp for p in packets]))
+
+
+class InOrder:
+    """ImageArray in the order in which they are stored, each once, as an inbox: for evaluation and for ActNorm's start.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        index: (M,) which images, in this order.
+        pixels: what they look like.
+        seed, purpose: of the noise, which depends on the image's own number alone.
+        batch: images a packet; the last one holds what is left.
+        device: where packets are made.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        index: Tensor,
+        pixels: Space,
+        seed: int,
+        purpose: Purpose,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self.images, self.pixels, self.seed, self.purpose, self.device = images, pixels, seed, purpose, device
+        self._batches = iter(torch.split(index, batch))
+
+    def recv(self) -> Packet:
+        """The next images: z (B, C, H, W)."""
+        index = next(self._batches)
+        pixels = fetch(self.images, index.numpy(), self.device)
+        return self.pixels.noisy(pixels, self.seed, self.purpose, 0, to_device(index, self.device))
+
+    def close(self, early: bool = False) -> None:
+        """Nothing is on its way."""

@@ -1,0 +1,146 @@
+"""Where the images come from: every data set as the same two arrays of whole-numbered pixels.
+
+torchvision's data sets hand out one PIL image at a time and leave its scale to a transform. A flow's likelihood is one
+of the stored integers, so here every image is uint8, channels last, with the number of its levels; no seed ever moves
+one from one split to the other; and what cannot be loaded says what was looked for, where, and what would do.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .image_decoding import Images, OnCorrupt
+from .image_folder import load_folder
+from .torchvision_sets import PUBLISHED, load_published
+
+SourceName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "folder", "npy"]
+DataName = Literal[SourceName, "own"]
+"""A data set, or what a script hands over."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set in its two splits.
+
+    Attributes:
+        train: uint8, shape (N, H, W, C), H = W, C = 1 or 3; maybe a read-only memory map. Points that a script hands
+            over: float32, (N, *event).
+        test: uint8, shape (M, H, W, C); points: float32, (M, *event).
+        levels: number of different values that a stored pixel can take; 0 for points.
+    """
+
+    train: NDArray[Any]
+    test: NDArray[Any]
+    levels: int
+
+
+def load(name: DataName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop") -> ImageSet:
+    """Loads a data set; only `folder` ever resizes.
+
+    Args:
+        name: which one.
+        root: the directory of the files. digits: not used; folder, npy: required; the others: where torchvision keeps
+            or puts its files, "data" by default.
+        image_size: height and width in pixels; None takes what the data set has.
+        on_corrupt: folder only: whether an image that cannot be used stops, or is left out.
+
+    Raises:
+        ValueError: an unknown name, files that are missing or unfit, or an image_size that the data set has not.
+    """
+    if name == "digits":
+        images = _digits()
+    elif name in PUBLISHED:
+        _check_size(name, image_size, PUBLISHED[name].size)  # before a download of minutes
+        images = ImageSet(*load_published(name, root or "data"), levels=256)
+    elif name == "folder":
+        images = ImageSet(*load_folder(root, image_size, on_corrupt), levels=256)
+    elif name == "npy":
+        images = _npy(root)
+    elif name == "own":
+        raise ValueError("The data (data.name own) are those of a script, and only that script has them.")
+    else:
+        raise ValueError(f"data.name is '{name}'; it must be one of {', '.join(get_args(SourceName))}.")
+    _check_size(name, image_size, images.train.shape[1])
+    return images
+
+
+def outline(
+    name: SourceName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop"
+) -> tuple[tuple[int, int, int], int, int]:
+    """What the images of a data set look like; a published one is neither read nor downloaded for it.
+
+    Args:
+        name, root, image_size, on_corrupt: as for `load`.
+
+    Returns:
+        (C, H, W) of an image, the number of values that a stored pixel can take, and the number of training images.
+
+    Raises:
+        ValueError: as for `load`.
+    """
+    if name in PUBLISHED:
+        known = PUBLISHED[name]
+        _check_size(name, image_size, known.size)
+        return (known.channels, known.size, known.size), 256, known.train
+    images = load(name, root, image_size, on_corrupt)
+    many, height, width, channels = images.train.shape
+    return (channels, height, width), images.levels, many
+
+
+def _check_size(name: str, wanted: int | None, size: int) -> None:
+    if wanted not in (None, size):
+        raise ValueError(
+            f"data.image_size is {wanted}, but the images of '{name}' are {size}×{size} and are never resized or "
+            f"padded: their bits/dim could not be compared. Leave it out or set it to {size}."
+        )
+
+
+def _digits() -> ImageSet:
+    """scikit-learn's 1,797 digits, 8×8, greys 0…16: in the order they ship in, the last 297 are the test images."""
+    from sklearn.datasets import load_digits  # here, because only this data set needs scikit-learn
+
+    images = load_digits().images.astype(np.uint8)[..., None]
+    return ImageSet(images[:1500], images[1500:], levels=17)
+
+
+def _npy(root: str | None) -> ImageSet:
+    """A directory with train.npy and test.npy, or one .npy file whose last tenth is the test split."""
+    if root is None:
+        raise ValueError(
+            "data.name is 'npy', but data.root is not given; "
+            "point --data.root at a .npy file or at a directory that holds train.npy and test.npy."
+        )
+    path = Path(root).expanduser()
+    if path.is_dir():
+        train, test = _map(path / "train.npy"), _map(path / "test.npy")
+        if train.shape[1:] != test.shape[1:]:
+            raise ValueError(
+                f"The images in '{path}' differ in shape (H, W, C): {train.shape[1:]} in train.npy, "
+                f"{test.shape[1:]} in test.npy; they must be the same."
+            )
+        return ImageSet(train, test, levels=256)
+    images = _map(path)
+    if len(images) < 2:
+        raise ValueError(f"'{path}' holds one image; it takes at least two, one to train and one to test.")
+    held_out = max(1, len(images) // 10)
+    return ImageSet(images[:-held_out], images[-held_out:], levels=256)
+
+
+def _map(path: Path) -> Images:
+    try:
+        images = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' cannot be read as an array ({error}); data.name 'npy' takes a .npy file of numbers, "
+            "or a directory that holds train.npy and test.npy."
+        ) from error
+    square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] in (1, 3)
+    if images.dtype != np.uint8 or not square or 0 in images.shape:
+        raise ValueError(
+            f"'{path}' holds {images.dtype} of shape {images.shape}; images must be uint8 of shape (N, H, W, C) "
+            "with N at least 1, H equal to W, and C 1 or 3."
+        )
+    return images

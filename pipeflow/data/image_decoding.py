@@ -1,0 +1,154 @@
+"""Image files → one .npy file of whole-numbered pixels.
+
+The stock converter, `Image.convert`, clips 16-bit greys to white and warns about palettes with transparency, and
+`ImageFolder` leaves a broken file to be found in the middle of a run. Here one pass over the files finds every image
+that does not fit, names it, and holds no more than a handful of them in memory.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+Images = NDArray[np.uint8]
+OnCorrupt = Literal["stop", "skip"]
+_CHUNK = 64  # images in memory at a time
+_THREADS_PAY = 16 * 1024  # bytes a file; below it Python's lock costs more than a second core brings
+_GREY = ("1", "L", "LA", "La", "I", "F")
+
+
+class Model(NamedTuple):
+    """The image that all others have to be like: its name and its shape (H, W, C)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def read(path: Path, size: int | None) -> Images:
+    """One image, (H, W, C) uint8, C = 1 for greys and 3 for everything else; EXIF orientation and alpha are ignored.
+
+    Args:
+        path: the file.
+        size: height and width in pixels: the short side is resized to it (bicubic, antialiased) unless it has it
+            already, and the centre cut out. None takes the image as it is.
+
+    Raises:
+        Exception: whatever Pillow raises on a file that is no image, or half of one.
+    """
+    with Image.open(path) as file:
+        file.load()
+        image: Image.Image = file
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode == "P":
+            image = image.convert("RGBA")
+        image = image.convert("L" if image.mode in _GREY else "RGB")
+        if size is not None:
+            width, height = (round(side * size / min(image.size)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)  # a copy where they are the same
+            left, top = (image.width - size) // 2, (image.height - size) // 2
+            image = image.crop((left, top, left + size, top + size))
+        return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def model(root: Path, names: list[str], size: int | None) -> Model:
+    """The first image that can be decoded.
+
+    Raises:
+        ValueError: there is none, or it is not square.
+    """
+    first = None
+    for name in names:
+        image = _attempt(root / name, size)
+        if isinstance(image, Exception):
+            first = first or f"'{name}': {image}"
+        elif image.shape[0] != image.shape[1]:
+            raise ValueError(
+                f"'{name}' is {_extent(image.shape)} pixels, but images must be square; "
+                "set data.image_size to have the middle of each cut out at that size."
+            )
+        else:
+            return Model(name, image.shape)
+    raise ValueError(f"None of the {len(names)} training images under '{root}' can be decoded; the first is {first}.")
+
+
+def write(target: Path, root: Path, names: list[str], size: int | None, on_corrupt: OnCorrupt, like: Model) -> None:
+    """Decodes images into a .npy file, in order: uint8, (N, H, W, C), N the number of images kept.
+
+    The pixels are written one image after the other, not through a memory map: on a full disk that is an OSError,
+    where a map ends in SIGBUS, and images left out leave no gaps.
+
+    Args:
+        target: the file to write.
+        root: the directory to which names are relative.
+        names: the images.
+        size: as for `read`.
+        on_corrupt: whether an image that cannot be decoded or has another number of colours stops, or is left out.
+        like: what every image has to be like.
+
+    Raises:
+        ValueError: an image that does not fit, or none that does.
+        OSError: the target cannot be written.
+    """
+    pays = (root / like.name).stat().st_size > _THREADS_PAY
+    kept = 0
+    with (
+        open(target, "wb") as file,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(names), desc=f"decoding {target.stem}", unit="image", disable=None) as bar,
+    ):
+        start = _header(file, (len(names), *like.shape))
+        for at in range(0, len(names), _CHUNK):
+            chunk = names[at : at + _CHUNK]
+            images = (pool.map if pays else map)(_attempt, [root / name for name in chunk], [size] * len(chunk))
+            for name, image in zip(chunk, images, strict=True):
+                if isinstance(image, np.ndarray) and image.shape == like.shape:
+                    file.write(image.tobytes())
+                    kept += 1
+                else:
+                    _judge(name, image, on_corrupt, like)
+                bar.update()
+        if not kept:
+            raise ValueError(f"None of the {len(names)} {target.stem} images under '{root}' can be used.")
+        file.seek(0)
+        assert _header(file, (kept, *like.shape)) == start  # numpy leaves room in the header for any N
+
+
+def _judge(name: str, image: Images | Exception, on_corrupt: OnCorrupt, like: Model) -> None:
+    """Raises what an image that does not fit deserves; silent where it may be left out."""
+    advice = "remove it, or set data.on_corrupt to 'skip' to leave such images out."
+    if not isinstance(image, Exception) and image.shape[2] == like.shape[2]:
+        raise ValueError(
+            f"'{name}' is {_extent(image.shape)} pixels, but '{like.name}' is {_extent(like.shape)}, and all images "
+            "must share one square size; set data.image_size to have them resized and their middle cut out."
+        )
+    if on_corrupt == "skip":
+        return
+    if isinstance(image, Exception):
+        raise ValueError(f"'{name}' cannot be decoded ({image}); {advice}") from image
+    kinds = {1: "grey", 3: "in colour"}
+    raise ValueError(
+        f"'{name}' is {kinds[image.shape[2]]}, but '{like.name}' is {kinds[like.shape[2]]}, "
+        f"and a data set holds only one kind; {advice}"
+    )
+
+
+def _attempt(path: Path, size: int | None) -> Images | Exception:
+    try:
+        return read(path, size)
+    except Exception as error:  # Pillow's readers raise anything at all on a broken file
+        return error
+
+
+def _extent(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}×{shape[0]}"
+
+
+def _header(file: IO[bytes], shape: tuple[int, ...]) -> int:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()

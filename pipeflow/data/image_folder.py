@@ -1,0 +1,123 @@
+"""A tree of image files → two memory-mapped arrays, decoded once and cached.
+
+torchvision's `ImageFolder` wants a folder a class, knows no split, and decodes every file again in every epoch and in
+every process. Here one pass before the run writes the pixels to the user's cache, and every process of every later run
+maps the same two files, for as long as no image has changed.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from . import image_decoding as decode
+from .image_decoding import Images, OnCorrupt
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+_FORMAT = 1  # of the cached pixels; raise it when the same files should give other ones
+
+
+def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt) -> tuple[Images, Images]:
+    """Every image below a directory; hidden files and folders are passed over.
+
+    Args:
+        root: a directory. With `train` and one of `test`, `val`, `valid` (the first there is) in it, these are the
+            splits; otherwise every tenth image in the order of the relative paths is a test image.
+        image_size: height and width in pixels: the short side is resized to it, then the centre cut out. None takes
+            the images as they are, which must then share one square size.
+        on_corrupt: what to do about an image that cannot be decoded, or that is grey where the first training image
+            is in colour, or the other way round: stop, or leave it out and say on stderr how many were.
+
+    Returns:
+        (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C), C = 1 or 3, memory-mapped read-only.
+
+    Raises:
+        ValueError: no readable directory, no image in a split, an image that does not fit, no place for the cache.
+    """
+    if root is None:
+        raise ValueError("data.name is 'folder', but data.root is not given; point --data.root at a folder of images.")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"data.image_size is {image_size}; it must be at least 1 pixel.")
+    folder = Path(root).expanduser().resolve()
+    try:
+        held_out = _held_out(folder)
+        files = _scan(folder)
+    except OSError as error:
+        raise ValueError(f"data.root '{root}' is not a folder that can be read ({error}); give another one.") from error
+    train, test = split(list(files), held_out)
+    if not train or not test:
+        raise ValueError(
+            f"data.root '{root}' holds {len(train)} training and {len(test)} test images ({', '.join(SUFFIXES)}), and "
+            "both splits need at least one; "
+            + (f"put images into both 'train' and '{held_out}'." if held_out else "every tenth image is a test image.")
+        )
+
+    versions = [[(name, *files[name]) for name in names] for names in (train, test)]
+    facts = [_FORMAT, str(folder), image_size, on_corrupt, versions]
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pipeflow"
+    ready = {part: cache / f"{fingerprint}-{part}.npy" for part in ("train", "test")}
+    try:
+        if not all(path.exists() for path in ready.values()):
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache) as scratch:
+                like = decode.model(folder, train, image_size)
+                for part, names in (("train", train), ("test", test)):
+                    decode.write(Path(scratch, part), folder, names, image_size, on_corrupt, like)
+                for part, path in ready.items():  # whole files appear at once, so racing processes cannot hurt
+                    Path(scratch, part).replace(path)
+        arrays = [np.lib.format.open_memmap(path, mode="r") for path in ready.values()]
+    except OSError as error:
+        raise ValueError(
+            f"The pixels of '{root}' cannot be kept in '{cache}' ({error}); "
+            "set XDG_CACHE_HOME to a directory that can be written and has room for them."
+        ) from error
+
+    given, kept = len(train) + len(test), sum(map(len, arrays))
+    if kept < given:
+        print(
+            f"{given - kept} of {given} images below '{root}' are left out: they cannot be decoded, or are grey among "
+            "colours or colour among greys (data.on_corrupt 'stop' names the first).",
+            file=sys.stderr,
+        )
+    return arrays[0], arrays[1]
+
+
+def split(names: list[str], held_out: str | None) -> tuple[list[str], list[str]]:
+    """Which images train and which test: a function of nothing but their sorted relative paths.
+
+    Args:
+        names: relative paths, sorted.
+        held_out: the folder of test images beside `train`; None where there is no such pair.
+    """
+    if held_out is None:
+        return [name for at, name in enumerate(names) if at % 10 != 9], names[9::10]
+    return [name for name in names if name.startswith("train/")], [n for n in names if n.startswith(f"{held_out}/")]
+
+
+def _held_out(root: Path) -> str | None:
+    """The first of `test`, `val` and `valid` that lies beside `train`."""
+    if not (root / "train").is_dir():
+        return None
+    return next((name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
+
+
+def _scan(root: Path) -> dict[str, tuple[int, int]]:
+    """Relative path → (bytes, time of change in ns) of every image below root, sorted."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = {}
+    for here, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                path = Path(here, name)
+                facts = path.stat()
+                found[path.relative_to(root).as_posix()] = (facts.st_size, facts.st_mtime_ns)
+    return dict(sorted(found.items()))

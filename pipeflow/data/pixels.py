@@ -1,0 +1,84 @@
+"""Whole-numbered pixels ↔ the continuous space that a flow lives in.
+
+`torchvision`'s `ToTensor` divides by 255 and adds no noise; a flow needs x̃ = (x + u)/n − ½ with u ~ U(0, 1), n the
+number of levels, and the constant −D·ln n that makes its likelihood one of the discrete images (Theis, van den Oord and
+Bethge, "A note on the evaluation of generative models", 2016). Both live here, with their exact inverse.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flow import Packet
+from .rng import Purpose, uniform
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How whole numbers stand for images.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        levels: number of different values of a stored pixel (256; 17 for scikit-learn's digits).
+        bits: bits kept of an 8-bit pixel; 8 keeps all of them.
+    """
+
+    shape: tuple[int, int, int]
+    levels: int = 256
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"data.bits is {self.bits}; it must lie between 1 and 8.")
+        if self.bits < 8 and self.levels != 256:
+            raise ValueError(f"data.bits is {self.bits}, but these images have {self.levels} levels; leave it at 8.")
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions of an image, colours included."""
+        return math.prod(self.shape)
+
+    @property
+    def n(self) -> int:
+        """Number of levels that the flow sees."""
+        return self.levels if self.bits == 8 else 2**self.bits
+
+    def dequantise(self, images: Tensor, noise: Tensor | None) -> Packet:
+        """Spreads every pixel over its cell.
+
+        Args:
+            images: uint8, shape (B, C, H, W), values below `levels`.
+            noise: float32 in (0, 1), shape (B, D); None puts every pixel into the middle of its cell.
+
+        Returns:
+            Packet with z in (−½, ½), float32, shape (B, C, H, W), and logp = −D·ln n in nats.
+
+        Raises:
+            ValueError: images of another dtype or shape, or with values that are no levels.
+        """
+        if images.dtype != torch.uint8 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"Expected uint8 images of shape (B, {', '.join(map(str, self.shape))}), "
+                f"got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        if self.levels < 256 and int(images.max()) >= self.levels:
+            raise ValueError(f"A pixel is {int(images.max())}; these images have {self.levels} levels, from 0.")
+        x = (images >> (8 - self.bits)).float()
+        u = 0.5 if noise is None else noise.view(images.shape)
+        logp = torch.full((len(images),), -self.dims * math.log(self.n), device=images.device)
+        return Packet((x + u) / self.n - 0.5, logp)
+
+    def noisy(self, images: Tensor, seed: int, purpose: Purpose, epoch: int, index: Tensor) -> Packet:
+        """`dequantise` with the noise that belongs to (seed, purpose, epoch, image)."""
+        return self.dequantise(images, uniform(seed, purpose, epoch, index, self.dims))
+
+    def quantise(self, z: Tensor) -> Tensor:
+        """The images whose cells hold z: uint8, shape (B, C, H, W); what lies outside the cube goes to its edge."""
+        x = ((z.float() + 0.5) * self.n).floor().nan_to_num(0.0).clamp(0, self.n - 1)
+        return x.to(torch.uint8) << (8 - self.bits)
+
+    def bits_per_dim(self, nats: float) -> float:
+        """A log-likelihood of one image in nats → bits per dimension."""
+        return (0.0 - nats) / (self.dims * math.log(2))

@@ -1,0 +1,49 @@
+"""Settings of the data of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .datasets import DataName
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they enter.
+
+    Attributes:
+        name: digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder (of images), npy (uint8, N×H×W×C), or own:
+            what a script hands over.
+        root: where they are, or are downloaded to; for npy a file or a directory with train.npy and test.npy.
+        image_size: side in pixels; None leaves the images as they are.
+        bits: bits of a pixel that are kept, 1–8.
+        flip: horizontal flips at random.
+        batch: images a step, over all processes.
+        init_batch: images that ActNorm starts from.
+        on_corrupt: what an unreadable image in a folder does: "stop" the run, or "skip" the image.
+    """
+
+    name: DataName = "digits"
+    root: str | None = None
+    image_size: int | None = None
+    bits: int = 8
+    flip: bool = False
+    batch: int = 64
+    init_batch: int = 256
+    on_corrupt: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "init_batch", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} is {value}; it must be at least 1.")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"data.bits is {self.bits}; it must lie between 1 and 8.")
+
+
+def check_enough(config: DataConfig, images: int) -> None:
+    """A ValueError where a batch or the start would need more images than there are."""
+    for name in ("batch", "init_batch"):
+        if getattr(config, name) > images:
+            raise ValueError(
+                f"data.{name} is {getattr(config, name)}, but {config.name} has only {images} training images."
+            )

@@ -1,0 +1,104 @@
+"""The published data sets, through torchvision, as two arrays of their original pixels.
+
+torchvision keeps a set's images under one attribute in three axis orders, asks for `download=True` before it looks into
+a directory that may be written, lets several processes download over one another, and ends in "Dataset not found". Here
+local files are read without a write, one process downloads while the others wait, and a failure names the files.
+"""
+
+import contextlib
+import fcntl
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .image_decoding import Images
+
+
+class Published(NamedTuple):
+    """A data set as it was published.
+
+    Attributes:
+        kind: torchvision's class.
+        size: height and width in pixels.
+        channels: of an image.
+        train: number of training images.
+        files: that hold it, below data.root.
+    """
+
+    kind: str
+    size: int
+    channels: int
+    train: int
+    files: str
+
+
+PUBLISHED = {
+    "cifar10": Published(
+        "CIFAR10", 32, 3, 50_000, "cifar-10-batches-py/{data_batch_1,…,data_batch_5,test_batch,batches.meta}"
+    ),
+    "cifar100": Published("CIFAR100", 32, 3, 50_000, "cifar-100-python/{train,test,meta}"),
+    "mnist": Published("MNIST", 28, 1, 60_000, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
+    "fashion_mnist": Published(
+        "FashionMNIST", 28, 1, 60_000, "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+    ),
+    "svhn": Published("SVHN", 32, 3, 73_257, "{train,test}_32x32.mat"),
+}
+
+
+def load_published(name: str, root: str) -> tuple[Images, Images]:
+    """Reads a data set's files, which are downloaded first where they are missing.
+
+    Args:
+        name: a key of PUBLISHED.
+        root: the directory that holds the files or is to hold them.
+
+    Returns:
+        (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C).
+
+    Raises:
+        ValueError: the files are missing or broken, and cannot be downloaded.
+    """
+    kind, files = PUBLISHED[name].kind, PUBLISHED[name].files
+    folder = Path(root).expanduser()
+    try:
+        return _read(kind, folder, download=False)
+    except Exception as error:  # torchvision raises anything at all on missing or broken files
+        absent = str(error).split(".")[0]
+    print(f"'{name}' is not to be read from '{folder}' ({absent}): downloading it.", file=sys.stderr)
+    try:
+        with _alone(folder), contextlib.redirect_stderr(io.StringIO()):  # torchvision's progress bars
+            return _read(kind, folder, download=True)
+    except Exception as error:  # no network, no permission, half an archive, …
+        raise ValueError(
+            f"The data set '{name}' could neither be read from '{folder / files}' ({absent}) nor be downloaded "
+            f"({str(error).strip()}). Get these files elsewhere and say --data.root DIR, where DIR holds {files}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Any:
+    """Lets one process at a time in; the later ones find what the first has downloaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _read(kind: str, folder: Path, download: bool) -> tuple[Images, Images]:
+    import torchvision.datasets  # here, because the other data sets need not wait a second for it
+
+    halves = []
+    for split in ("train", "test"):
+        which: dict[str, Any] = {"split": split} if kind == "SVHN" else {"train": split == "train"}
+        images = np.asarray(getattr(torchvision.datasets, kind)(folder, download=download, **which).data)
+        if kind == "SVHN":
+            images = images.transpose(0, 2, 3, 1)
+        halves.append(np.ascontiguousarray(images[..., None] if images.ndim == 3 else images))
+    return halves[0], halves[1]

@@ -1,0 +1,38 @@
+"""Processes: which there are, how they reach each other, and whether they are alive.
+
+Only this package and stream import torch.distributed.
+"""
+
+from .device import choose_device
+from .graceful_stop import Stop
+from .grid import grid, owners
+from .heartbeat import EVERYONE, Pulse
+from .malloc import keep_memory
+from .pipeline_1f1b import Engine
+from .process_world import open_world
+from .settings import WIRES, ParallelConfig
+from .sharding import local, placed, whole
+from .socket_counters import totals
+from .watchdog import Watch
+from .world import World, say
+
+__all__ = [
+    "EVERYONE",
+    "WIRES",
+    "Engine",
+    "ParallelConfig",
+    "Pulse",
+    "Stop",
+    "Watch",
+    "World",
+    "choose_device",
+    "grid",
+    "keep_memory",
+    "local",
+    "open_world",
+    "owners",
+    "placed",
+    "say",
+    "totals",
+    "whole",
+]

@@ -1,0 +1,53 @@
+"""Stopping on request, at one step in all processes.
+
+Parts work on different batches at any moment, and none may be left waiting for a packet. So the head of the chain
+names the last batch before it sends it: whoever has taken part in that batch finds the name, and stops behind it.
+Heads of other replicas may be ahead of it where they do not learn; so it names a batch that none can have reached.
+"""
+
+import time
+
+from .world import World
+
+_POLL_S = 0.1
+
+
+def ask(world: World, cause: str) -> None:
+    """Asks all processes to stop soon, from any process and any thread."""
+    world.note("asked", cause)
+
+
+class Stop:
+    """A process's view of the request to stop.
+
+    Args:
+        world: the processes.
+
+    Attributes:
+        reached: no process is behind it; where one was lost and catches up, others may have got further.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.reached = 0
+        self._looked = 0.0
+        self._named = bool(world.notes(["last"])[0])
+
+    def before(self, step: int) -> None:
+        """Called before batch `step`: the first process looks, now and then, whether somebody asked."""
+        now = time.monotonic()
+        if self.world.rank == 0 and not self._named and step > self.reached and now - self._looked >= _POLL_S:
+            self._looked = now
+            if self.world.notes(["asked"])[0]:
+                self._named = True
+                grid = self.world.grid
+                lead = grid.lead(self.world.config.depth) if grid.replicas > 1 else 0
+                self.world.note("last", str(step + lead))
+
+    def after(self, step: int) -> bool:
+        """Called behind batch `step`: whether it was the last."""
+        return self.world.notes(["last"])[0] == str(step)
+
+    def cause(self) -> str:
+        """Who asked; empty while nobody has."""
+        return self.world.notes(["asked"])[0]

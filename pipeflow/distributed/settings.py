@@ -1,0 +1,47 @@
+"""Settings of the processes: how parts are spread over them, and how they reach each other."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How parts are spread over processes.
+
+    Attributes:
+        backend: of the links and of DDP; "auto" takes NCCL where every process has a GPU of its own, else gloo.
+        depth: packets in flight over a border before the sender waits.
+        threads: intra-op threads a part on the CPU; the same however many processes there are.
+        replicas: chains of parts side by side, each on its own share of every batch; None takes as many as the
+            processes make.
+        timeout_s: seconds to wait for a packet (or an all-reduce) that is due.
+        heartbeat_s: seconds between two signs of life; a process that misses five counts as lost.
+        rejoin_s: seconds that the others wait, while training by parts, for a lost process to come back; 0 ends the
+            run.
+        wire: how a latent crosses a border while training by parts: "bf16" rounds it and halves the bytes; what is
+            evaluated, sampled or trained end to end is never rounded.
+    """
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    depth: int = 2
+    threads: int = 1
+    replicas: int | None = None
+    timeout_s: float = 600.0
+    heartbeat_s: float = 3.0
+    rejoin_s: float = 0.0
+    wire: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "threads", "replicas"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"parallel.{name} is {value}; it must be at least 1.")
+        for name in ("timeout_s", "heartbeat_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be positive.")
+        if not self.rejoin_s >= 0:
+            raise ValueError(f"parallel.rejoin_s is {self.rejoin_s}; it must not be negative.")
+
+
+WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,0 +1,184 @@
+"""A trained flow → bits/dim of every image, behind every part; what `python -m pipeflow.evaluate` prints, and more.
+
+The ledger of training (training/evaluation.py) sums over the images and needs the processes that trained. How sure a figure is, and
+how far apart two data sets lie, are questions about single images; and a trained flow is small enough to be whole in
+every process, so here processes share out the images, not the parts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data import Images, Purpose, Space, fetch, share
+from ..distributed import ParallelConfig, World
+from ..flow import Packet
+from ..model import Truncated, flow_steps_behind
+from .load import Trained
+
+Figures = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A flow that stops behind one of the parts, scored image by image.
+
+    Attributes:
+        part: its last part, counted from 1.
+        flow_steps: how many flow steps it has.
+        model: whether that is all of them.
+        bits_per_dim: (N,) float64, one figure an image, the mean over the draws of dequantisation noise.
+        bound: (N,) float64, bits/dim as the importance-weighted bound of all draws has it; never above `bits_per_dim`,
+            and the same with one draw.
+    """
+
+    part: int
+    flow_steps: int
+    model: bool
+    bits_per_dim: Figures
+    bound: Figures
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return "model" if self.model else f"behind part {self.part} (after {self.flow_steps} flow steps)"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score` found, and with what.
+
+    Attributes:
+        images: how many were scored.
+        seed: of the dequantisation noise.
+        samples: draws of it an image.
+        rows: for every part that has started to learn, in order, the flow that stops behind it.
+    """
+
+    images: int
+    seed: int
+    samples: int
+    rows: list[Scored]
+
+    def table(self) -> str:
+        """For people: a line a truncation, means and their standard errors."""
+        many = self.samples > 1
+        lines = [f"{'':36} {'bits/dim':>10} {'standard error':>16}"]
+        lines[0] += f" {'weighted bound':>16} {'standard error':>16}" * many
+        for row in self.rows:
+            line = f"{row.label:36} {row.bits_per_dim.mean():10.4f} {standard_error(row.bits_per_dim):16.4f}"
+            lines.append(line + f" {row.bound.mean():16.4f} {standard_error(row.bound):16.4f}" * many)
+            if bad := _not_finite(row.bits_per_dim):
+                lines.append(f"  ({bad} of these images have a bits/dim that is not finite)")
+        if not any(row.model for row in self.rows):
+            lines.append(f"no bits/dim of the model yet: part {len(self.rows) + 1} has not started to learn")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs: plain numbers; None for one that is not finite, which JSON does not have."""
+        truncations = [
+            {
+                "label": row.label,
+                "part": row.part,
+                "flow_steps": row.flow_steps,
+                "model": row.model,
+                "bits_per_dim": _summary(row.bits_per_dim),
+                "weighted_bound": _summary(row.bound),
+            }
+            for row in self.rows
+        ]
+        return {"images": self.images, "seed": self.seed, "samples": self.samples, "truncations": truncations}
+
+
+def standard_error(values: Figures) -> float:
+    """Of the mean of N independent figures: their standard deviation (N − 1) / √N; NaN for a single one."""
+    with np.errstate(invalid="ignore"):
+        return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _summary(values: Figures) -> dict[str, float | None]:
+    figures = {"mean": values.mean(), "standard_error": standard_error(values), "least": values.min()}
+    figures |= {"median": np.median(values), "most": values.max(), "not_finite": _not_finite(values)}
+    return {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def _not_finite(values: Figures) -> int:
+    return int((~np.isfinite(values)).sum())
+
+
+def score(
+    trained: Trained,
+    images: Images,
+    seed: int | None = None,
+    samples: int = 1,
+    batch: int | None = None,
+    world: World | None = None,
+) -> Scores:
+    """Scores every image once, behind every part that has started to learn, by one pass down the chain a draw.
+
+    log p(x) ≥ E_u log p(x, u) for u ~ U(0, 1) (Theis, van den Oord and Bethge, 2016), and K draws u_1 … u_K give the
+    tighter bound log (1/K) Σ p(x, u_k) (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016).
+
+    Args:
+        trained: what `pipeflow.trained.read` returned; it is computed where its weights are.
+        images: (N, H, W, C) uint8.
+        seed: of the dequantisation noise; that of the run by default, with which the first draw is that of training's
+            own evaluations.
+        samples: K, draws of noise an image.
+        batch: images at a time; as in training by default.
+        world: the processes that share the work; all must call it, and each gets everything. By default this one.
+
+    Returns:
+        The model's bits/dim, and those of the flows that stop earlier.
+
+    Raises:
+        ValueError: fewer than one draw or image at a time, images that are not like those of the run, or a run of
+            which no part has started to learn.
+        LostError: another process is gone.
+    """
+    config, pixels = trained.config, trained.pixels
+    seed, batch = config.seed if seed is None else seed, config.data.batch if batch is None else batch
+    if samples < 1 or batch < 1:
+        raise ValueError(f"Cannot score with {samples} draws of noise in batches of {batch}; both must be at least 1.")
+    world = world or World(ParallelConfig(threads=torch.get_num_threads()), 1, "cpu")
+    every = flow_steps_behind([piece.part for piece in trained.slices])
+    ends = [end for end in every if end <= trained.manifest.started]
+    if not ends:
+        raise ValueError(f"No part of {trained.directory} has started to learn; there is nothing to score yet.")
+    slices = trained.slices[: len(ends)]
+    device = next(trained.whole.parameters()).device
+    mine = share(len(images), batch, world.rank, world.size)
+    found = np.empty((2, len(ends), len(mine)))
+    for first in range(mine.start, mine.stop, batch):
+        index = torch.arange(first, min(first + batch, mine.stop))
+        given = fetch(images, index.numpy(), device)
+        at = slice(first - mine.start, first - mine.start + len(index))
+        found[:, :, at] = _nats(slices, given, pixels, seed, samples, index.to(device)).cpu().numpy()
+    everyone = [np.frombuffer(data).reshape(2, len(ends), -1) for data in world.exchange(found.tobytes()) if data]
+    bits = -np.concatenate(everyone, axis=2) / (pixels.dims * math.log(2))
+    rows = [Scored(part + 1, end, end == every[-1], bits[0, part], bits[1, part]) for part, end in enumerate(ends)]
+    return Scores(len(images), seed, samples, rows)
+
+
+@torch.inference_mode()
+def _nats(slices: list[Truncated], images: Tensor, pixels: Space, seed: int, samples: int, index: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 → (2, parts, B) float64, log-likelihoods: the mean over the draws, and their bound."""
+    draws = torch.stack(
+        [_behind(slices, pixels.noisy(images, seed, Purpose.EVALUATE, draw, index), pixels) for draw in range(samples)]
+    )
+    return torch.stack([draws.mean(0), draws.logsumexp(0) - math.log(samples)])
+
+
+def _behind(slices: list[Truncated], packet: Packet, pixels: Space) -> Tensor:
+    """Log-likelihood behind every part, (parts, B) nats, added up in float64: a packet's own sum is float32."""
+    logp = torch.full(packet.logp.shape, -pixels.dims * math.log(pixels.n), dtype=torch.float64, device=packet.z.device)
+    rows = []
+    for piece in slices:
+        packet, entries = piece.part.ledger(packet)
+        logp = logp + sum(entries.values())
+        rows.append(logp + piece.prior.log_prob(packet.z).double())
+    return torch.stack(rows)

@@ -1,0 +1,46 @@
+"""Glow, its cut into parts, and the objective that each part minimises."""
+
+from .activations import NAMES, Activations, Compile, Drift, check_passage, make_passage
+from .build import ModelSettings, build, steps_of
+from .cut import CutConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
+from .flow_model import Flow, Glow
+from .glow import GlowConfig, glow_steps
+from .precision import Layout, Precision, set_precision, set_tensor_cores
+from .slot_names import SLOT, averaged, is_average
+from .truncated import Truncated, bits_per_dim, global_state
+from .user_flow import Maker, check_flow, check_name
+
+__all__ = [
+    "NAMES",
+    "SLOT",
+    "Activations",
+    "Compile",
+    "CutConfig",
+    "Drift",
+    "Flow",
+    "Glow",
+    "GlowConfig",
+    "Layout",
+    "Maker",
+    "ModelSettings",
+    "Precision",
+    "Truncated",
+    "averaged",
+    "bits_per_dim",
+    "build",
+    "check_cut",
+    "check_flow",
+    "check_name",
+    "check_passage",
+    "cut_steps",
+    "flow_step_positions",
+    "flow_steps_behind",
+    "global_state",
+    "glow_steps",
+    "is_average",
+    "make_passage",
+    "scheme_cut",
+    "set_precision",
+    "set_tensor_cores",
+    "steps_of",
+]

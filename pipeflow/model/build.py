@@ -1,0 +1,58 @@
+"""Settings of a model → its steps, cut into parts with their priors."""
+
+from dataclasses import dataclass
+
+from ..data import Space
+from ..flow import Step
+from .cut import CutConfig, flow_step_positions, scheme_cut
+from .glow import GlowConfig, glow_steps
+from .precision import Layout, Precision, set_precision
+from .truncated import Truncated, truncate
+from .user_flow import Maker, check_name, own_steps
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What the model of a run depends on; `Config.model` takes it out of all settings.
+
+    Attributes:
+        flow: "glow", or the name of a flow of the script's own.
+        glow: shape of the model, where it is a Glow.
+        cut: where the borders are; a balanced cut has become explicit.
+        precision, layout: of the coupling networks.
+        seed: of the initial weights.
+    """
+
+    flow: str
+    glow: GlowConfig
+    cut: CutConfig
+    precision: Precision
+    layout: Layout
+    seed: int
+
+
+def steps_of(settings: ModelSettings, pixels: Space, flow: Maker | None) -> list[Step]:
+    """The steps of the whole flow at their initial weights.
+
+    Raises:
+        ValueError: a flow that is not a Glow is not there, or one is there that the settings do not name.
+    """
+    check_name(settings.flow, flow)
+    return glow_steps(settings.glow, pixels.shape, settings.seed) if flow is None else own_steps(flow, settings.seed)
+
+
+def build(settings: ModelSettings, pixels: Space, flow: Maker | None = None) -> tuple[dict[int, Truncated], Truncated]:
+    """The model at its initial weights, the same in every process.
+
+    A flow of a script's own counts as one level, and ends in a standard normal.
+
+    Returns:
+        Its slices by position, and the whole, which shares their modules.
+    """
+    steps = steps_of(settings, pixels, flow)
+    levels = 1 if flow else settings.glow.levels
+    at = scheme_cut(settings.cut, levels, len(flow_step_positions(steps)) // levels)
+    top_prior = "standard" if flow else settings.glow.top_prior
+    slices, whole = truncate(steps, at, pixels.shape, top_prior, settings.cut.provisional_prior)
+    set_precision(whole, settings.precision, settings.layout)
+    return dict(enumerate(slices)), whole

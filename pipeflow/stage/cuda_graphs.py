@@ -1,0 +1,112 @@
+"""A stage's kernels recorded once and replayed: a GPU that is fed kernel by kernel waits for the host at small latents.
+
+`torch.compile(mode="reduce-overhead")` decides by itself what it records, and `torch.cuda.make_graphed_callables` ends
+with the backward pass. Here the forward pass is one CUDA graph, and loss, backward pass, clipping, optimizer and
+average are another, so that the packet still leaves before the backward pass starts, and a step is two launches.
+
+A graph replays addresses. So a packet is copied to where the first one lay, the learning rate is a number on the
+device, and what a replay returns lies where it lay before, until the next. Both graphs share their memory, since they
+are only ever replayed one behind the other: the second frees what the first has kept.
+
+Nothing is recorded before a few batches were learned from kernel by kernel, on the stream that is recorded later: by
+then libraries have chosen their kernels and moments and averages exist. Recording computes nothing, so it leaves no
+trace in weights or moments, and those first batches are batches like any other.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..flow import Packet
+from .optimizer import allow_recording, can_skip, keep_lr_on_device
+from .update import Work
+
+WARM_UP = 3
+Result = TypeVar("Result")
+
+
+class Recorder(Protocol):
+    """What records a device's work."""
+
+    def aside(self, work: Callable[[], Result]) -> Result:
+        """Does the work where it would be recorded, behind all that the device has been given."""
+
+    def record(self, work: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        """Records the work without doing it: how to do it, and where its result will be then."""
+
+
+class CudaRecorder:
+    """CUDA graphs that share a memory pool; they must be replayed in the order in which they were recorded.
+
+    Args:
+        device: a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def aside(self, work: Callable[[], Result]) -> Result:
+        """On the stream of the recordings; the stream in use waits for it."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = work()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, work: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        """A graph that `torch.cuda.CUDAGraph.replay` puts on the stream in use."""
+        graph = torch.cuda.CUDAGraph()
+        # What other threads do meanwhile (NCCL asks its events, checkpoints are copied) does not concern the recording.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
+class Recorded:
+    """Work that is done as it comes `WARM_UP` times, and then replayed.
+
+    Parameters, moments and averages stay where they are from then on, and must do so.
+
+    Args:
+        work: of tensors alone, so its optimizer must be able to skip (`can_skip`).
+        optimizer: of that work; its learning rate becomes a number on its device.
+        recorder: for its device.
+    """
+
+    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+        assert can_skip(optimizer), "the host would have to look at every gradient"
+        keep_lr_on_device(optimizer)
+        self._work, self._optimizer, self._recorder = work, optimizer, recorder
+        self._learned = 0
+        self._replay_forward: Callable[[], None] | None = None
+
+    def forward(self, given: Packet) -> tuple[Packet, Tensor]:
+        """As `work`; what it returns is valid until it is called again."""
+        if self._replay_forward is None and self._learned >= WARM_UP and torch.is_grad_enabled():
+            self._record(given)
+        if self._replay_forward is None:
+            return self._recorder.aside(lambda: self._work.forward(given))
+        for place, tensor in zip(self._given, given, strict=True):
+            place.copy_(tensor)
+        self._replay_forward()
+        return self._forwarded
+
+    def update(self, nll: Tensor) -> tuple[Tensor, Tensor]:
+        """As `work`, from what `forward` returned last."""
+        if self._replay_forward is None:
+            self._learned += 1
+            return self._recorder.aside(lambda: self._work.update(nll))
+        assert nll is self._forwarded[1]
+        self._replay_update()
+        return self._updated
+
+    def _record(self, like: Packet) -> None:
+        self._given = Packet(torch.empty_like(like.z), torch.empty_like(like.logp))
+        allow_recording(self._optimizer)
+        replay, self._forwarded = self._recorder.record(lambda: self._work.forward(self._given))
+        self._replay_update, self._updated = self._recorder.record(lambda: self._work.update(self._forwarded[1]))
+        self._replay_forward = replay

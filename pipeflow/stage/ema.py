@@ -1,0 +1,43 @@
+"""An exponential moving average of the weights, by name, so that it is joined, cut and saved like them.
+
+`torch.optim.swa_utils.AveragedModel` copies a whole module and names its parameters after its own attributes; here a
+part's average has to find its way into any other cut.
+"""
+
+import torch
+from torch import Tensor
+
+from ..distributed import local, placed
+from ..model import SLOT
+from .optimizer import NamedParameters
+
+
+class Average:
+    """avg ← decay · avg + (1 − decay) · weights, after every update; it begins as the weights are then.
+
+    Args:
+        named: (global name, parameter).
+        decay: between 0 and 1; None keeps no average.
+        known: averages to go on with, as "ema/<global name>" → tensor.
+    """
+
+    def __init__(self, named: NamedParameters, decay: float | None, known: dict[str, Tensor]) -> None:
+        self.named, self.decay = named, decay
+        self.values: dict[str, Tensor] = {}
+        if decay is not None:
+            for name, parameter in named:
+                if (key := f"{SLOT}/{name}") in known:
+                    self.values[key] = placed(known[key], parameter)
+
+    @torch.no_grad()
+    def update(self, changed: Tensor | None = None) -> None:
+        """Takes the weights in as they are now; `changed`, a scalar on their device, says whether they did change."""
+        if self.decay is None:
+            return
+        weight = 1.0 - self.decay if changed is None else changed * (1.0 - self.decay)
+        for name, parameter in self.named:
+            key = f"{SLOT}/{name}"
+            if key in self.values:
+                local(self.values[key]).lerp_(local(parameter), weight)
+            else:
+                self.values[key] = parameter.clone()

@@ -1,0 +1,125 @@
+"""Saving while training goes on: only the copy to host memory blocks, writing is a thread's work.
+
+Every process writes the parts that it holds; when all have told so, the first process makes them a checkpoint. A
+process may be ahead of the others' disks, never by more than one checkpoint.
+"""
+
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..distributed import World
+from ..errors import SaveError
+from . import checkpoint
+from .checkpoint import CheckpointConfig, Manifest
+from .jsonl import Stream
+
+_POLL_S = 0.02
+
+
+class Saver:
+    """Writes the checkpoints of a run; every process has one.
+
+    Args:
+        world: the processes.
+        run: the run directory, shared by all processes.
+        config: how many checkpoints stay.
+        step: at which the run begins or goes on; what lies behind it was found damaged, and loses its name.
+
+    Raises:
+        SaveError: from every method, if an earlier checkpoint could not be written.
+    """
+
+    def __init__(self, world: World, run: Path, config: CheckpointConfig, step: int = 0) -> None:
+        self.world, self.run, self.config = world, run, config
+        self._thread: threading.Thread | None = None
+        self._error: SaveError | None = None
+        self._stream = Stream(run / "metrics" / "checkpoints.jsonl") if world.rank == 0 else None
+        if not world.standing:  # else the others are at work on them
+            world.first(lambda: self._sweep(step))
+
+    def save(self, parts: dict[int, dict[str, Tensor]], manifest: Manifest) -> Path:
+        """Copies the tensors and returns; the checkpoint is whole some time later. Every process must call it.
+
+        Args:
+            parts: position → tensors of the parts that this process holds.
+            manifest: without `files`.
+
+        Returns:
+            Where the checkpoint will be.
+        """
+        began = time.perf_counter()
+        self.wait()
+        copies = {
+            part: {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+            for part, tensors in parts.items()
+        }
+        stall = time.perf_counter() - began
+        self._thread = threading.Thread(target=self._write, args=(copies, manifest, stall), daemon=True)
+        self._thread.start()
+        return self.run / "checkpoints" / f"step-{manifest.step}"
+
+    def wait(self) -> None:
+        """Until this process has done its share of the last checkpoint."""
+        if self._thread:
+            self._thread.join()
+        self.check()
+
+    def settle(self) -> None:
+        """Until the last checkpoint is whole. Every process must call it."""
+        self.wait()
+        self.world.exchange(b"")
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything did."""
+        if self._error:
+            raise self._error
+
+    def _write(self, copies: dict[int, dict[str, Tensor]], manifest: Manifest, stall: float) -> None:
+        began = time.perf_counter()
+        partial = self.run / "checkpoints" / f"step-{manifest.step}.partial"
+        mine = f"saved/{manifest.step}/"
+        try:
+            written = [checkpoint.write_part(partial, part, tensors) for part, tensors in copies.items()]
+            self.world.note(f"{mine}{self.world.rank}", json.dumps(written))
+            if self.world.rank == 0:
+                everyone = [entry for rank in range(self.world.size) for entry in self._of(f"{mine}{rank}")]
+                checkpoint.publish(partial, replace(manifest, files={name: digest for name, digest, _ in everyone}))
+                checkpoint.prune(self.run, self.config.keep)
+                self._report(manifest.step, stall, time.perf_counter() - began, sum(size for *_, size in everyone))
+        except SaveError as error:
+            self._error = error
+        except OSError as error:
+            where = f"{self.world.place()}, step {self.world.pulse.step}"
+            why = f"the checkpoint of step {manifest.step} cannot be written: {error.strerror or error}"
+            self._error = SaveError(f"{where}: {why}")
+            self.world.note(f"{mine}{self.world.rank}", json.dumps(str(self._error)))
+
+    def _of(self, key: str) -> list[tuple[str, str, int]]:
+        """What a process says it wrote; it may still be writing."""
+        while not (text := self.world.notes([key])[0]):
+            time.sleep(_POLL_S)
+        if isinstance(written := json.loads(text), str):
+            raise SaveError(written)
+        return [(name, digest, size) for name, digest, size in written]
+
+    def _report(self, step: int, stall: float, write: float, size: int) -> None:
+        assert self._stream
+        self._stream.write(step=step, stall_s=stall, write_s=write, bytes=size)
+        self._stream.flush()
+
+    def _sweep(self, step: int) -> None:
+        if self.world.rank:
+            return
+        checkpoints = self.run / "checkpoints"
+        for path in checkpoints.glob("step-*.*"):
+            if path.suffix in (".partial", ".removed"):  # of a save or a removal that was interrupted
+                shutil.rmtree(path, ignore_errors=True)
+        for damaged in [saved for saved in checkpoint.steps_saved(self.run) if saved > step]:
+            path = checkpoints / f"step-{damaged}"
+            path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))

@@ -1,0 +1,56 @@
+"""Whether a checkpoint belongs to this model: names, shapes, kinds, finite values."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Manifest
+
+
+def check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path) -> None:
+    """A ValueError where the tensors are not the model's: names, shapes, kinds, finite values.
+
+    Args:
+        expected: the model's state by global name; tensors may lack its provisional priors, and hold others.
+        tensors: what the checkpoint holds, moments ("<slot>/<global name>") included.
+        source: the checkpoint, for sentences.
+    """
+    if missing := [name for name in expected if name not in tensors and not is_provisional(name)]:
+        raise ValueError(
+            f"{source} lacks {missing[0]}, which the model has: it belongs to another model, or is damaged."
+        )
+    for name, tensor in tensors.items():
+        model = expected.get(name.split("/", 1)[-1])
+        if model is None:
+            if is_provisional(name):
+                continue
+            raise ValueError(f"{source} holds {name}, which the model does not have: it belongs to another model.")
+        shape = torch.Size() if name.startswith("step/") else model.shape
+        if tensor.shape != shape:
+            raise ValueError(f"{source} holds {name} of shape {tuple(tensor.shape)}; here it must be {tuple(shape)}.")
+        if tensor.dtype != model.dtype:
+            raise ValueError(f"{source} holds {name} as {tensor.dtype}; here it must be {model.dtype}.")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{source} holds values of {name} that are not finite.")
+
+
+def check_own(own: dict[str, str], manifest: Manifest, source: Path) -> None:
+    """A ValueError where a script hands over another flow, or other data, than those of the checkpoint."""
+    for what, digest in own.items():
+        if manifest.own.get(what, digest) != digest:
+            raise ValueError(
+                f"The {what} handed over {'is' if what == 'flow' else 'are'} not what {source} was made with (hash "
+                f"{digest}, there {manifest.own[what]}); what a run has begun with cannot change. Hand over the same, "
+                "or start a new run."
+            )
+
+
+def is_provisional(name: str) -> bool:
+    """Whether a tensor belongs to a provisional prior."""
+    return name.split("/", 1)[-1].startswith("provisional.")
+
+
+def owner_of(name: str) -> str:
+    """The module that a parameter, or its moments, belong to."""
+    return name.split("/", 1)[-1].rsplit(".", 1)[0]

@@ -1,0 +1,111 @@
+"""Laying the links: the slices of the flow that this process holds, joined to their neighbours for some packets.
+
+Training, evaluation, ActNorm's start and the check at the switch all send packets of some shape down the same chain.
+They differ in what enters at the head and in what a process does with a packet, not in how the links are laid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..distributed import WIRES, World
+from ..flow import Event
+from .links import Border, Discard, Inbox, LocalLink, Outbox, ProcessInbox, ProcessOutbox
+
+Ends = list[tuple[int, Inbox, Outbox]]
+
+
+def close(ends: Ends, early: bool = False) -> None:
+    """Takes up the links that `Chain.lay` laid: blocks until nothing is on its way.
+
+    Args:
+        ends: what `lay` returned.
+        early: fewer packets were sent than the links were opened for.
+    """
+    for _, inbox, outbox in ends:
+        outbox.close(early)
+        inbox.close(early)
+
+
+@dataclass
+class Chain:
+    """The parts of a flow, one after another, over the processes that hold them.
+
+    Attributes:
+        world: the processes.
+        events: shape of a latent behind each part.
+        digest: of the run's settings; both ends of every border must have the same.
+    """
+
+    world: World
+    events: list[Event]
+    digest: str
+
+    def mine(self, last: int) -> list[int]:
+        """Positions of this process's parts, none behind `last`."""
+        return [part for part in self.world.mine if part <= last]
+
+    def lay(self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32") -> Ends:
+        """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
+
+        Every process must call it. Both ends first compare what they are about to send and receive.
+
+        Args:
+            head: where part 0 takes its packets from.
+            batch: images a packet.
+            count: packets; may differ from chain to chain, and be 0.
+            last: position of the last part that takes part.
+            done: how many of the packets each part has done already, in a chain that is laid again; none by default.
+            wire: how latents cross a border, a key of `WIRES`.
+
+        Returns:
+            (position, inbox, outbox) of the parts of this process that take part, in order.
+
+        Raises:
+            ValueError: the processes disagree about the shapes or the settings.
+        """
+        what = f"{count} packets of {batch} images ({wire}) to part {last + 1}, borders {self.events}"
+        self.world.agree("the run", f"{what}, settings {self.digest}", by_chain=True)
+        if not count:
+            return []
+        done = done[: last + 1] or (0,) * (last + 1)
+        # A part that is behind the others computes alone until it has caught up: what is due meanwhile is not late.
+        timeout_s = self.world.config.timeout_s * (1 + max(done) - min(done))
+
+        def border(part: int, other: int) -> Border:
+            return self._border(part, other, batch, count - done[max(part, other)], timeout_s, WIRES[wire])
+
+        ends: Ends = []
+        inbox: Inbox = head
+        for part in self.mine(last):
+            if part > 0 and self._crosses(part - 1):
+                inbox = ProcessInbox(border(part, part - 1))
+            outbox: Outbox = Discard()
+            if part < last:
+                outbox = ProcessOutbox(border(part, part + 1)) if self._crosses(part) else LocalLink(WIRES[wire])
+            ends.append((part, inbox, outbox))
+            if isinstance(outbox, LocalLink):
+                inbox = outbox
+        return ends
+
+    def _crosses(self, border: int) -> bool:
+        return self.world.owner[border] != self.world.owner[border + 1]
+
+    def _border(self, part: int, other: int, batch: int, count: int, timeout_s: float, wire: torch.dtype) -> Border:
+        world, before = self.world, min(part, other)
+        direction = "to" if other > part else "from"
+        return Border(
+            name=f"part {part + 1} (rank {world.rank}), {direction} part {other + 1} (rank {world.owner[other]})",
+            group=world.edge(before),
+            peer=world.owner[other],
+            event=self.events[before],
+            batch=batch,
+            packets=count,
+            depth=world.config.depth,
+            timeout_s=timeout_s,
+            device=world.device,
+            staged=world.staged,
+            pulse=world.pulse,
+            wire=wire,
+        )

@@ -1,0 +1,34 @@
+"""A run small enough for a test, on the real digits."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeflow.config import Config, PhaseConfig, Resume
+from pipeflow.data import DataConfig
+from pipeflow.distributed import open_world
+from pipeflow.model import CutConfig, GlowConfig
+from pipeflow.training import fit
+
+
+def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others: Any) -> Config:
+    """2 levels × 3 steps × 8 in 3 parts, learned priors, so that every kind of parameter takes part."""
+    return Config(
+        **{
+            "run": str(run),
+            "device": "cpu",
+            "glow": GlowConfig(levels=2, steps=3, hidden=8, top_prior="learned"),
+            "data": DataConfig(batch=batch, init_batch=32),
+            "cut": CutConfig("explicit", 3, [1, 4], provisional_prior="learned"),
+            "phases": phases,
+            "eval_every": 1e9,
+            **others,
+        }
+    )
+
+
+def fit_in(init_method: str, config: Config, resume: Resume = None) -> dict[str, Any]:
+    """`fit` in the processes that `in_processes` started; it ends with them."""
+    world = open_world(config.parallel, config.cut.parts, config.device, init_method)
+    result = fit(config, world, resume)
+    world.close()
+    return result

@@ -1,0 +1,468 @@
+"""Going on from a checkpoint: from any step to the same bits, in any cut, and never from what is damaged or foreign."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeflow.config import PhaseConfig, settle
+from pipeflow.distributed import open_world
+from pipeflow.distributed.graceful_stop import ask
+from pipeflow.errors import StopRequested
+from pipeflow.model import CutConfig
+from pipeflow.storage import CheckpointConfig, checkpoint
+from pipeflow.train import main
+from pipeflow.training import fit
+from pipeflow.training.restore import restore
+from tests.support.processes import in_processes
+from tests.support.small_runs import fit_in, small_config
+
+PHASES = [
+    PhaseConfig("simultaneous", steps=5, warmup_steps=4),
+    PhaseConfig("alternate", steps=6, turn_steps=2, lr=[1e-3, 2e-3, 5e-4], optimizer="adamw", weight_decay=0.1),
+    PhaseConfig("end_to_end", steps=4, clip=1.0, warmup_steps=4, optimizer="adamw"),
+    PhaseConfig("sequential", steps=5, optimizer="adamw", restart_optimizer=True),
+    PhaseConfig("end_to_end", steps=3, optimizer="adamax"),
+]
+STEPS = 23
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of every schedule, saved at every step."""
+    config = small_config(
+        tmp_path_factory.mktemp("resume") / "run", PHASES, ema=0.8, checkpoint=CheckpointConfig(every=1, keep=100)
+    )
+    fit(config)
+    assert checkpoint.steps_saved(Path(config.run)) == list(range(1, STEPS + 1))
+    return config
+
+
+def saved(config, step):
+    return Path(config.run) / "checkpoints" / f"step-{step}"
+
+
+def assert_equal_ends(one, other, step=STEPS):
+    tensors, others = checkpoint.load(saved(one, step))[0], checkpoint.load(saved(other, step))[0]
+    assert tensors.keys() == others.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_from_any_step_to_the_same_bits(step, whole, tmp_path):
+    config = dataclasses.replace(whole, run=str(tmp_path / "run"))
+    result = fit(config, resume=saved(whole, step))
+    assert_equal_ends(whole, config)
+    assert result["test_bits_per_dim"] == json.loads((Path(whole.run) / "result.json").read_text())["test_bits_per_dim"]
+    assert [phase["steps"] for phase in result["phases"]] == [5, 6, 4, 5, 3]
+
+
+def go_on(init_method: str, config, source) -> None:
+    fit_in(init_method, config, source)
+
+
+@pytest.mark.parametrize(("size", "step"), [(2, 3), (3, 8)])
+def test_in_other_processes_to_the_same_bits_while_by_parts(size, step, whole, tmp_path):
+    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=PHASES[:2])
+    in_processes(size, go_on, config, saved(whole, step), directory=tmp_path / "meet")
+    assert_equal_ends(whole, config, 11)
+
+
+def test_in_other_processes_close_to_it_end_to_end(whole, tmp_path):
+    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=PHASES[:3])
+    in_processes(2, go_on, config, saved(whole, 12), directory=tmp_path / "meet")
+    tensors, others = checkpoint.load(saved(whole, 15))[0], checkpoint.load(saved(config, 15))[0]
+    for name in tensors:
+        torch.testing.assert_close(tensors[name], others[name], rtol=1e-3, atol=1e-5)
+
+
+CUTS = {
+    "2 parts": CutConfig("explicit", 2, [2], provisional_prior="learned"),
+    "5 parts": CutConfig("explicit", 5, [1, 2, 4, 5], provisional_prior="learned"),
+    "1 part": CutConfig("explicit", 1, []),
+    "6 parts": CutConfig("explicit", 6, [1, 2, 3, 4, 5]),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_cut_anew_nothing_is_lost(name, whole, tmp_path, capsys, monkeypatch):
+    """All weights and moments of the model are there after the switch of cuts, and training goes on."""
+    cut = CUTS[name]
+    phases = [PhaseConfig("simultaneous", steps=2, optimizer="adamw")]
+    config = dataclasses.replace(whole, run=str(tmp_path / "run"), cut=cut, phases=phases)
+    carried = {}
+
+    def watched(state, source):
+        said = restore(state, source)
+        for part in range(cut.parts):
+            carried.update({name: tensor.clone() for name, tensor in state.part_state(part).items()})
+        return said
+
+    monkeypatch.setattr(import_module("pipeflow.training.fit"), "restore", watched)
+    source = saved(whole, 17)  # sequential: part 3 has not learned in this phase, so it has no moments yet
+    fit(config, resume=source)
+    before = checkpoint.load(source)[0]
+    model = {name for name in before if "provisional" not in name}
+    assert {name.split("/")[0] for name in model if "/" in name} == {"exp_avg", "exp_avg_sq", "step", "ema"}
+    assert model <= carried.keys() and all(torch.equal(before[name], carried[name]) for name in model)
+
+    said = capsys.readouterr().out
+    assert f"cut anew: borders at {cut.at}, in the checkpoint at [1, 4]" in said
+    assert "other phases than the checkpoint's: the first of them begins here, at step 17" in said
+    for border in (1, 4):
+        kept = cut.provisional_prior == "learned" and border in cut.at
+        assert (f"provisional.{border} is not carried over" in said) == (not kept), said
+    for border in cut.at:
+        fresh = cut.provisional_prior == "learned" and border not in (1, 4)
+        assert (f"provisional.{border} starts afresh" in said) == fresh, said
+    after, manifest = checkpoint.load(saved(config, 19))
+    assert (manifest.begun, manifest.at, manifest.step) == (17, cut.at, 19)
+    weight = "steps.1.coupling.network.0.weight"
+    assert not torch.equal(after[weight], before[weight]) and after[f"step/{weight}"] == before[f"step/{weight}"] + 2
+
+
+def test_cut_anew_while_some_parts_have_not_started(tmp_path):
+    """Sequential: only part 1 (1 flow step) has started; in a cut at 3 the first part is half started."""
+    config = small_config(
+        tmp_path / "a", [PhaseConfig("sequential", steps=6)], checkpoint=CheckpointConfig(every=1, keep=9)
+    )
+    fit(config)
+    source = saved(config, 1)
+    assert checkpoint.load(source)[1].started == 1
+    other = dataclasses.replace(config, run=str(tmp_path / "b"), cut=CutConfig("explicit", 2, [3]))
+    fit(other, resume=source)
+    before, after = checkpoint.load(source)[0], checkpoint.load(saved(other, 6))[0]
+    started = [name for name in before if name.endswith("actnorm.initialised") and before[name]]
+    assert len(started) == 1 and all(after[name] for name in after if name.endswith("actnorm.initialised"))
+    # What has started is not started again: two updates of 1e-3 cannot move a scale further than that.
+    name = started[0].replace("initialised", "log_scale")
+    assert (after[name] - before[name]).abs().max() < 5e-3
+
+
+def test_end_to_end_from_a_run_by_parts(whole, tmp_path):
+    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=[PhaseConfig("end_to_end", steps=2)])
+    fit(config, resume=saved(whole, 4))
+    weight = "step/steps.1.coupling.network.0.weight"
+    assert checkpoint.load(saved(config, 6))[0][weight] == 6
+
+
+def test_a_stop_leaves_out_no_evaluation(tmp_path):
+    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=4)], eval_every=1 / 125)
+    world = open_world(config.parallel, config.cut.parts, config.device)
+    ask(world, "a test")
+    with pytest.raises(StopRequested, match="stopped at step 1 by a test"):
+        fit(config, world)
+    fit(config, resume="auto")
+    lines = (tmp_path / "run" / "metrics" / "evaluation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+# --- which checkpoint, which directory, which settings
+
+
+def words(config, *more):
+    file = Path(config.run).with_suffix(".yaml")
+    file.write_text(config.as_yaml())
+    return ["--config", str(file), *more]
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of the run that a test may damage, without its result, up to step 12."""
+    shutil.copytree(whole.run, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    for step in range(13, STEPS + 1):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step}")
+    return dataclasses.replace(whole, run=str(tmp_path / "run"))
+
+
+def test_auto_goes_on_with_the_settings_of_the_run(copy, whole):
+    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert_equal_ends(whole, copy)
+
+
+def test_what_was_written_behind_the_checkpoint_comes_once(copy, whole):
+    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    for name in ("part-1", "part-2", "part-3", "end_to_end"):
+        lines = [(Path(run.run) / "metrics" / f"{name}.jsonl").read_text().splitlines() for run in (copy, whole)]
+        figures = [[(line["step"], line["bits_per_dim"]) for line in map(json.loads, text)] for text in lines]
+        assert figures[0] == figures[1]
+
+
+def test_a_finished_run_is_left_as_it_is(whole, capsys):
+    before = {path: path.read_bytes() for path in Path(whole.run).rglob("*") if path.is_file()}
+    assert main(["--run", whole.run, "--resume", "auto"]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in Path(whole.run).rglob("*") if path.is_file()}
+
+
+def test_more_phases_go_on_from_the_end(copy, whole):
+    longer = [*PHASES, PhaseConfig("end_to_end", steps=2, optimizer="adamax")]
+    assert main(words(dataclasses.replace(copy, phases=longer), "--resume", "auto")) == 0
+    assert_equal_ends(whole, copy)
+    assert checkpoint.steps_saved(Path(copy.run))[-1] == STEPS + 2
+
+
+def test_auto_without_a_run_starts_afresh(tmp_path, capsys):
+    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=2)])
+    assert main(words(config, "--resume", "auto")) == 0
+    assert "has no checkpoint yet: the run starts afresh" in capsys.readouterr().out
+
+
+def test_a_damaged_newest_one_is_passed_over_and_kept(copy, whole, capsys):
+    (saved(copy, 12) / "part-2.safetensors").write_bytes(b"")
+    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    out = capsys.readouterr().out
+    assert "part-2.safetensors is damaged: its checksum is not the manifest's." in out and "goes on from" in out
+    assert_equal_ends(whole, copy)
+    assert len(list((Path(copy.run) / "checkpoints").glob("step-12.damaged-*"))) == 1
+
+
+def test_a_newest_one_whose_manifest_is_damaged_is_passed_over(copy, whole, capsys):
+    (saved(copy, 12) / "manifest.json").write_text("{")
+    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert "manifest.json is damaged" in capsys.readouterr().out
+    assert_equal_ends(whole, copy)
+
+
+def test_the_command_line_wins_over_the_checkpoints_settings(copy):
+    config, resume = settle(
+        ["--run", copy.run, "--resume", "auto", "--checkpoint.every", "7", "--cut.scheme", "balanced"]
+    )
+    assert resume == "auto" and config.checkpoint.every == 7 and config.glow == copy.glow
+    assert config.cut == copy.cut and config.phases == copy.phases, "a balanced cut of 3 was measured once"
+    config, _ = settle(["--run", copy.run, "--resume", "auto", "--cut.scheme", "across_blocks"])
+    assert config.cut == CutConfig("across_blocks", 3, provisional_prior="learned")
+    phases = '[{"schedule": "simultaneous", "steps": 5}]'
+    config, _ = settle(["--run", copy.run, "--resume", "auto", "--phases", phases])
+    assert config.phases == [PhaseConfig("simultaneous", steps=5)], "a list is given whole"
+
+
+def test_a_path_belongs_to_its_run(copy, tmp_path):
+    config, resume = settle(["--resume", str(saved(copy, 12))])
+    assert (Path(config.run), resume) == (Path(copy.run), saved(copy, 12))
+    config, resume = settle(["--resume", copy.run, "--run", str(tmp_path / "branch")])
+    assert (Path(config.run), resume) == (tmp_path / "branch", saved(copy, 12))
+
+
+def test_a_restarted_worker_goes_on_whatever_its_command_line_says(copy, monkeypatch):
+    assert settle(words(copy))[1] is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert settle(words(copy))[1] == "auto"
+    assert settle(words(copy, "--resume", str(saved(copy, 3))))[1] == "auto"
+
+
+# --- what is refused
+
+
+def sums(directory):
+    """Makes the manifest agree with the files again, after one was changed."""
+    file = directory / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"] = {
+        name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in manifest["files"]
+    }
+    file.write_text(json.dumps(manifest))
+
+
+def change_manifest(**entries):
+    def damage(directory):
+        file = directory / "manifest.json"
+        manifest = json.loads(file.read_text()) | entries
+        file.write_text(json.dumps({name: value for name, value in manifest.items() if value != "gone"}))
+
+    return damage
+
+
+def change_tensors(change):
+    """A file that was changed on purpose, checksum and all."""
+
+    def damage(directory):
+        tensors = load_file(directory / "part-2.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "part-2.safetensors")
+        sums(directory)
+
+    return damage
+
+
+def rewrite(name, text):
+    return lambda directory: (directory / name).write_bytes(text)
+
+
+def truncate(directory):
+    file = directory / "part-3.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(directory):
+    file = directory / "part-1.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+class Trap:
+    """Pickled code that leaves a trace where it runs."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("trapped"),))
+
+
+def pickled(directory):
+    (directory / "part-1.safetensors").write_bytes(pickle.dumps(Trap()))
+    sums(directory)
+
+
+def twice(directory):
+    shutil.copy(directory / "part-1.safetensors", directory / "part-3.safetensors")
+    sums(directory)
+
+
+def name_of(tensors, end):
+    return next(name for name in sorted(tensors) if name.endswith(end) and "/" not in name)
+
+
+DAMAGED = {
+    "no manifest": (lambda directory: (directory / "manifest.json").unlink(), "it has no manifest.json"),
+    "an empty manifest": (rewrite("manifest.json", b""), "manifest.json is damaged: it is no JSON object"),
+    "half a manifest": (rewrite("manifest.json", b'{"format": 2, "st'), "manifest.json is damaged: it is no JSON"),
+    "a manifest that is a list": (rewrite("manifest.json", b"[]"), "manifest.json is damaged: it is no JSON object"),
+    "a manifest of bytes": (
+        rewrite("manifest.json", b"\xff\xfe\x00"),
+        "manifest.json is damaged: it is no JSON object",
+    ),
+    "another format": (change_manifest(format=99), "has checkpoint format 99; this version reads 2"),
+    "an entry that is missing": (change_manifest(started="gone"), "manifest.json is damaged: started is missing"),
+    "an entry of another kind": (change_manifest(step="12"), 'manifest.json is damaged: step is "12"'),
+    "a negative step": (change_manifest(step=-1), "manifest.json is damaged: step is -1"),
+    "another step": (change_manifest(step=11), "is of step 11, which is not what its directory is called"),
+    "an entry too many": (change_manifest(code="import os"), "code is no entry of a manifest"),
+    "a path in place of a file": (change_manifest(files={"../../x": "0"}), "manifest.json is damaged: files is"),
+    "no files": (change_manifest(files={}), "manifest.json is damaged: files is {}"),
+    "settings that are none": (change_manifest(config={"glow": {"levels": "two"}}), "With the settings of"),
+    "settings that name a class": (
+        change_manifest(config={"glow": {"class_path": "antigravity.X"}}),
+        "With the settings",
+    ),
+    "a file that is missing": (lambda d: (d / "part-2.safetensors").unlink(), "part-2.safetensors is missing"),
+    "an empty file": (rewrite("part-2.safetensors", b""), "part-2.safetensors is damaged: its checksum"),
+    "a file cut short": (truncate, "part-3.safetensors is damaged: its checksum"),
+    "a flipped bit": (flip, "part-1.safetensors is damaged: its checksum"),
+    "a pickle": (pickled, "part-1.safetensors is no safetensors file"),
+    "a part twice": (twice, "which another part of this checkpoint holds as well"),
+    "a tensor that is missing": (
+        change_tensors(lambda t: t.pop(name_of(t, "actnorm.bias"))),
+        "actnorm.bias, which the model has: it belongs to another model, or is damaged",
+    ),
+    "a tensor too many": (
+        change_tensors(lambda t: t.update({"steps.99.bias": torch.zeros(2)})),
+        "holds steps.99.bias, which the model does not have",
+    ),
+    "another shape": (
+        change_tensors(lambda t: t.update({name_of(t, "actnorm.bias"): torch.zeros(3)})),
+        "of shape (3,); here it must be (4,)",
+    ),
+    "another kind of number": (
+        change_tensors(lambda t: t.update({name_of(t, "actnorm.bias"): torch.zeros(4, dtype=torch.float16)})),
+        "as torch.float16; here it must be torch.float32",
+    ),
+    "values that are not finite": (
+        change_tensors(lambda t: t[name_of(t, "actnorm.bias")].fill_(float("inf"))),
+        "that are not finite",
+    ),
+    "moments of another shape": (
+        change_tensors(lambda t: t.update({"exp_avg/" + name_of(t, "actnorm.bias"): torch.zeros(9)})),
+        "of shape (9,); here it must be (4,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_checkpoints_are_refused_in_a_sentence(name, copy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    damage, message = DAMAGED[name]
+    damage(saved(copy, 12))
+    assert main(["--resume", str(saved(copy, 12)), "--run", str(tmp_path / "branch")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pipeflow: ") and message in line, line
+    assert not (tmp_path / "branch").exists() and not (tmp_path / "trapped").exists()
+
+
+def test_there_are_enough_damages():
+    assert len(DAMAGED) >= 15
+
+
+FOREIGN = {
+    "width": (["--glow.hidden", "16"], "glow.hidden is 16, but 8 in"),
+    "steps": (["--glow.steps", "4"], "glow.steps is 4, but 3 in"),
+    "coupling": (["--glow.coupling", "additive"], "glow.coupling is additive, but affine in"),
+    "seed": (["--seed", "5"], "seed is 5, but 0 in"),
+    "batch": (["--data.batch", "24"], "data.batch is 24, but 12 in"),
+    "flips": (["--data.flip", "true"], "data.flip is True, but False in"),
+    "phases that have begun": (["--phases", '[{"schedule": "end_to_end", "steps": 9}]'], "The phases differ from"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_past_cannot_change(name, copy, capsys):
+    changes, message = FOREIGN[name]
+    before = {path: path.read_bytes() for path in Path(copy.run).rglob("*") if path.is_file()}
+    assert main(["--run", copy.run, "--resume", "auto", *changes]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line, line
+    assert before == {path: path.read_bytes() for path in Path(copy.run).rglob("*") if path.is_file()}
+
+
+def test_a_branch_needs_a_directory_of_its_own(copy, whole, capsys):
+    assert main(["--resume", str(saved(copy, 7))]) == 2
+    assert "goes on to step 12, behind step-7. Give the branch that begins here" in capsys.readouterr().err
+    assert main(["--resume", str(saved(copy, 7)), "--run", whole.run]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_no_whole_checkpoint_at_all(copy, capsys):
+    for step in range(1, 13):
+        (saved(copy, step) / "part-1.safetensors").write_bytes(b"")
+    assert main(["--run", copy.run, "--resume", "auto"]) == 2
+    assert "has no whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_path_that_is_none(tmp_path, capsys):
+    assert main(["--resume", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is no checkpoint: it has no manifest.json" in capsys.readouterr().err
+
+
+HOLDER = """
+import sys, pathlib
+from pipeflow.claim import claim
+claim(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_others_train_in_is_left_alone(whole, tmp_path, capfd):
+    directory = tmp_path / "run"
+    shutil.copytree(whole.run, directory)
+    discard = [path for path in (directory / "checkpoints").iterdir() if path.name > "step-1"]
+    for path in discard:
+        shutil.rmtree(path)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    command = [sys.executable, "-c", HOLDER, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        assert main(["--run", str(directory), "--resume", "auto"]) == 2
+        other.stdin.close()
+    assert re.search("is being trained in by another process; wait for it", capfd.readouterr().err)
+    assert {path: path.read_bytes() for path in before} == before
