@@ -61,7 +61,7 @@ class Arm:
     def command(self, run: Path) -> list[str]:
         """The words behind `python -m pipeflow.train`."""
         said = ["--seed", str(self.seed), "--parallel.threads", str(self.threads), "--device", "cpu"]
-        return ["--run", str(run), *self.words, *said, "--phases", json.dumps(self.phases), "--resume", "auto"]
+        return ["--run_dir", str(run), *self.words, *said, "--phases", json.dumps(self.phases), "--resume", "auto"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

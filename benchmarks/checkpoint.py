@@ -26,7 +26,7 @@ from results_file import about, keep, make_parser
 
 def command(run: Path, *words: str) -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    return [*torchrun, "-m", "pipeflow.train", "--", "--run", str(run), *words]
+    return [*torchrun, "-m", "pipeflow.train", "--", "--run_dir", str(run), *words]
 
 
 def train(run: Path, steps: int, every: int | None, hidden: int, *words: str) -> float:

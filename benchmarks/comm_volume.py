@@ -159,7 +159,7 @@ def train(wire: str, seed: int, quick: bool) -> float:
         phase = {"schedule": "simultaneous", "lr": 2e-3, "warmup_steps": 50, "optimizer": "adamw", "weight_decay": 2.0}
         phase |= {"steps": 20} if quick else {"epochs": 12}
         command = [
-            *(sys.executable, "-m", "pipeflow.train", "--run", f"{directory}/run", "--seed", str(seed)),
+            *(sys.executable, "-m", "pipeflow.train", "--run_dir", f"{directory}/run", "--seed", str(seed)),
             *("--phases", json.dumps([phase]), "--parallel.wire", wire, "--eval_every", "1e9", "--device", "cpu"),
             *(["--glow.hidden", "8", "--glow.steps", "2"] if quick else []),
         ]

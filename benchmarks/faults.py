@@ -68,7 +68,7 @@ def train(
 ) -> dict[str, Any]:
     phases = json.dumps([{"schedule": "simultaneous", "steps": steps}])
     words = [
-        *("-m", "pipeflow.train", "--", "--run", str(run), "--phases", phases, "--checkpoint.every", str(every)),
+        *("-m", "pipeflow.train", "--", "--run_dir", str(run), "--phases", phases, "--checkpoint.every", str(every)),
         *("--glow.hidden", str(hidden), "--eval_every", "1e9", "--device", "cpu"),
         *("--parallel.rejoin_s", "0" if mode == "all" else "120"),
     ]

@@ -38,7 +38,7 @@ def both(directory: Path, processes: int, steps: int, settings: list[str]) -> li
         for name in SCHEDULES
     ]
     words = [
-        "--run",
+        "--run_dir",
         str(directory),
         "--phases",
         json.dumps(phases),

@@ -57,7 +57,7 @@ def settings(args: argparse.Namespace, arm: str, run: Path, data: list[str]) -> 
         "--config",
         str(ROOT / "configs" / f"{PAIRS[args.pair][arm]}.yaml"),
     ]
-    words += ["--run", str(run), *data, "--data.batch", str(args.batch), "--seed", str(args.seed)]
+    words += ["--run_dir", str(run), *data, "--data.batch", str(args.batch), "--seed", str(args.seed)]
     words += ["--precision", args.precision, "--compile", args.compile, "--cuda_graphs", str(args.cuda_graphs).lower()]
     words += ["--layout", args.layout, "--checkpoint.keep", "1", "--resume", "auto"]
     if args.quick:

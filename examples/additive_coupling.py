@@ -49,7 +49,7 @@ def additive_glow() -> list[Step]:
 
 
 CONFIG = pipeflow.Config(
-    run="runs/additive_coupling",
+    run_dir="runs/additive_coupling",
     flow="additive_glow",
     data=DataConfig("digits", batch=48),
     cut=CutConfig("explicit", parts=3, at=[2, 5]),

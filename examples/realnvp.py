@@ -1,7 +1,7 @@
 """A flow of one's own on data of one's own: a RealNVP on two moons, trained by parts, and drawn.
 
     python examples/realnvp.py --out density.png
-    torchrun --standalone --nproc_per_node=2 examples/realnvp.py -- --run runs/two --out density.png
+    torchrun --standalone --nproc_per_node=2 examples/realnvp.py -- --run_dir runs/two --out density.png
 
 Both print the same figures. Every setting of `python -m pipeflow.train` may follow, and --resume auto. Under torchrun
 every process runs this script, so that a flow is a function here and never a name in a file of settings.
@@ -71,7 +71,7 @@ def moons(n: int, seed: int) -> np.ndarray:
 
 
 CONFIG = pipeflow.Config(
-    run="runs/realnvp",
+    run_dir="runs/realnvp",
     device="cpu",
     flow="realnvp",
     data=DataConfig("own", batch=256, init_batch=2048),
@@ -105,11 +105,11 @@ def draw(run: str, points: np.ndarray, file: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default=CONFIG.run, help="the run directory")
+    parser.add_argument("--run_dir", default=CONFIG.run_dir, help="the run directory")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw the densities")
     options, words = parser.parse_known_args()
     train, test = moons(20_000, seed=0), moons(5_000, seed=1)
-    code = main(["--run", options.run, *words], CONFIG, realnvp, (train, test))
+    code = main(["--run_dir", options.run_dir, *words], CONFIG, realnvp, (train, test))
     if code == 0 and options.out and os.environ.get("RANK", "0") == "0":
-        draw(options.run, test, options.out)
+        draw(options.run_dir, test, options.out)
     sys.exit(code)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training on this machine with an agent a process: a process that dies while training by parts comes back alone.
 #
-#     launch/agents.sh 3 --config configs/quickstart.yaml --run runs/quickstart
+#     launch/agents.sh 3 --config configs/quickstart.yaml --run_dir runs/quickstart
 #
 # The first word is the number of processes; the rest goes to pipeflow.train. The same command goes on with a run that
 # was interrupted. torchrun's elastic agent ends all of its workers when one dies, so each process gets an agent of its

@@ -183,8 +183,8 @@ def _origin(config: Config, profile: Profile, image: tuple[int, ...], device: to
 
 def _directory(config: Config, wanted: PlanConfig) -> Path:
     """Where the plan goes; a ValueError where something else is."""
-    directory = Path(config.run if wanted.out is None else wanted.out)
-    option = "--run" if wanted.out is None else "--out"
+    directory = Path(config.run_dir if wanted.out is None else wanted.out)
+    option = "--run_dir" if wanted.out is None else "--out"
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{option} {directory} is a file; it must be a directory, or not exist yet.")
     for file in (directory / FILE, directory / "plan.png"):

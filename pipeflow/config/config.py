@@ -40,7 +40,7 @@ class Config:
     """A run. The defaults are the quickstart: handwritten digits, 3 parts, a few minutes on two cores.
 
     Attributes:
-        run: the run directory; refused if it holds a run already.
+        run_dir: the run directory; refused if it holds a run already.
         seed: of the initial weights, the order of the images, flips and noise.
         device: auto, cpu or cuda.
         precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
@@ -63,7 +63,7 @@ class Config:
         max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
     """
 
-    run: str = "runs/quickstart"
+    run_dir: str = "runs/quickstart"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"

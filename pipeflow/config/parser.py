@@ -56,7 +56,7 @@ def parse_resume(
             yaml.safe_dump(base, stream)
             stream.flush()
             return parse_resume(["--config", stream.name, *(sys.argv[1:] if arguments is None else arguments)])
-    # torchrun takes "--run" for the beginning of an option of its own; behind "--" it leaves words alone.
+    # torchrun takes "--run_dir" for the beginning of an option of its own; behind "--" it leaves words alone.
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
     # Where lists are equally long, jsonargparse fills what a phase leaves out from the list that it replaces; here a
     # list is given whole.

@@ -32,12 +32,12 @@ def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
     config, wish = parse_resume(arguments) if base is None else _filled(arguments, base.as_dict())
-    run = Path(config.run)
+    run = Path(config.run_dir)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish = "auto"
     if wish is None:
         return config, None
-    source, run = _readable(run) if wish == "auto" else _named(Path(wish), Path((base or Config()).run))
+    source, run = _readable(run) if wish == "auto" else _named(Path(wish), Path((base or Config()).run_dir))
     if source:
         then, told = checkpoint.read_manifest(source).config, source
     elif (run / "config.yaml").is_file():  # interrupted before its first checkpoint
@@ -45,7 +45,7 @@ def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config
     else:
         return config, "auto"
     try:
-        config, _ = _filled(arguments, then | {"run": str(run)})
+        config, _ = _filled(arguments, then | {"run_dir": str(run)})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"With the settings of {told}: {error}") from error
     at = checkpoint.read_manifest(source).at if source else then["cut"]["at"] or []

@@ -1,8 +1,8 @@
 """A trained flow → bits/dim of every image, behind every part; what `python -m pipeflow.evaluate` prints, and more.
 
-The ledger of training (training/evaluation.py) sums over the images and needs the processes that trained. How sure a figure is, and
-how far apart two data sets lie, are questions about single images; and a trained flow is small enough to be whole in
-every process, so here processes share out the images, not the parts.
+The ledger of training (training/evaluation.py) sums over the images and needs the processes that trained.
+How sure a figure is, and how far apart two data sets lie, are questions about single images; and a trained flow is
+small enough to be whole in every process, so here processes share out the images, not the parts.
 """
 
 import math
@@ -124,7 +124,7 @@ def score(
     tighter bound log (1/K) Σ p(x, u_k) (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016).
 
     Args:
-        trained: what `pipeflow.trained.read` returned; it is computed where its weights are.
+        trained: what `pipeflow.inference.read` returned; it is computed where its weights are.
         images: (N, H, W, C) uint8.
         seed: of the dequantisation noise; that of the run by default, with which the first draw is that of training's
             own evaluations.

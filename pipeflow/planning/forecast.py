@@ -10,8 +10,8 @@ with little to carry are slower than this says; all ways are helped alike.
                  a later one, so the slowest part or link sets the pace and all others keep up
     DDP          f(B/N) + max(b(B/N), s(2 (N − 1)/N · 4 bytes a parameter)) + u: a ring all-reduce that is hidden
                  behind the backward pass as far as it can be
-    GPipe, 1F1B  simulated (pipeline_simulation.py), latents forward and their gradients backward, with the best of 1, 2, 4, …, 32
-                 micro-batches and nothing computed twice
+    GPipe, 1F1B  simulated (pipeline_simulation), latents forward and their gradients backward, with the best of
+                 1, 2, 4, …, 32 micro-batches and nothing computed twice
 
 With R replicas a chain takes B/R images, and each part's gradient is averaged over R processes as in DDP; in a pipeline
 that is hidden behind the backward passes of all micro-batches.

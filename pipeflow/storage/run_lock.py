@@ -30,7 +30,8 @@ def claim(directory: Path) -> None:
             if time.monotonic() > until:
                 os.close(descriptor)
                 raise ValueError(
-                    f"{directory} is being trained in by another process; wait for it, stop it, or give another --run."
+                    f"{directory} is being trained in by another process; wait for it, stop it, or give another "
+                    "--run_dir."
                 ) from None
             time.sleep(0.1)
         except OSError:  # a file system without locks

@@ -53,7 +53,7 @@ def fit(
     world = world or open_world(config.parallel, config.cut.parts, config.device)
     set_tensor_cores(config.precision)
     state = _come_back(world, config, flow, data) if world.standing else _prepare(world, config, resume, flow, data)
-    config, run = state.config, Path(state.config.run)
+    config, run = state.config, Path(state.config.run_dir)
     if (result := _finished(state)) is not None:
         say(world, f"{run} is complete, nothing is left to do: result.json is there.")
         return result
@@ -125,8 +125,8 @@ def _prepare(world: World, config: Config, resume: Resume, flow: Maker | None, d
         )
     world.agree("the settings", f"hash {config.digest()}")
     source, said = world.first(lambda: find(config, resume))
-    if resume is None or (source and run_of(source) != Path(config.run).resolve()):
-        world.first(lambda: refuse_old_run(Path(config.run)))
+    if resume is None or (source and run_of(source) != Path(config.run_dir).resolve()):
+        world.first(lambda: refuse_old_run(Path(config.run_dir)))
     images, pixels, own = world.first(lambda: _load(config, flow, data))
     world.agree("what the script hands over", f"hashes {own}")
     state = fresh(world, _measured(world, config, pixels, flow), images, pixels, flow, own)
@@ -149,7 +149,7 @@ def _come_back(world: World, config: Config, flow: Maker | None, data: Splits | 
 
 def _finished(state: State) -> dict[str, Any] | None:
     """The result of a run that has nothing left to do."""
-    file = Path(state.config.run) / "result.json"
+    file = Path(state.config.run_dir) / "result.json"
     if len(state.ended) < len(state.config.phases) or not file.is_file():
         return None
     result: dict[str, Any] = json.loads(file.read_text())

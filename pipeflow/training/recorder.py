@@ -31,10 +31,10 @@ def refuse_old_run(directory: Path) -> None:
     if (directory / "config.yaml").exists() or (directory / "checkpoints").exists():
         raise ValueError(
             f"{directory} already holds a run, which is never written over. Go on with it by --resume auto, give the "
-            "new run another directory with --run DIR, or rename or remove the old one."
+            "new run another directory with --run_dir DIR, or rename or remove the old one."
         )
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"--run {directory} is a file; it must be a directory, or not exist yet.")
+        raise ValueError(f"--run_dir {directory} is a file; it must be a directory, or not exist yet.")
 
 
 class Record:
@@ -53,7 +53,7 @@ class Record:
         self.state, self.world, self.last = state, state.world, last
         self._since = (time.perf_counter(), state.step)
         self._samples = isinstance(state.pixels, Pixels)
-        self.directory = Path(state.config.run)
+        self.directory = Path(state.config.run_dir)
         if self.world.standing:  # the others have begun; what is this process's is taken back
             if self.world.rank == 0:
                 claim(self.directory)
@@ -172,7 +172,7 @@ class Record:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                f"--run {self.directory} cannot be made a directory ({error}); give another one."
+                f"--run_dir {self.directory} cannot be made a directory ({error}); give another one."
             ) from error
         if self.world.rank == 0:
             claim(self.directory)

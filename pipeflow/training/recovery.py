@@ -167,4 +167,4 @@ def _kept(state: State) -> list[Path]:
 
 
 def _file(state: State, standing: str) -> Path:
-    return Path(state.config.run) / "rejoin" / f"rank-{state.world.rank}-{standing}.safetensors"
+    return Path(state.config.run_dir) / "rejoin" / f"rank-{state.world.rank}-{standing}.safetensors"

@@ -21,7 +21,7 @@ def find(config: Config, resume: Resume) -> tuple[Path | None, list[str]]:
     Raises:
         ValueError: the checkpoints of the run are damaged, all of them; or the run goes on behind this one.
     """
-    run = Path(config.run)
+    run = Path(config.run_dir)
     if resume is None:
         return None, []
     if resume != "auto":
@@ -30,7 +30,7 @@ def find(config: Config, resume: Resume) -> tuple[Path | None, list[str]]:
             if behind:
                 raise ValueError(
                     f"{run} goes on to step {behind[-1]}, behind {resume.name}. Give the branch that begins here a "
-                    "directory of its own with --run DIR."
+                    "directory of its own with --run_dir DIR."
                 )
         return resume, []
     source, wrong = checkpoint.newest(run)
@@ -92,9 +92,9 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     past = len(manifest.phases) + 1
     if now["phases"][:past] == then.get("phases", [])[:past]:
         return True
-    if checkpoint.run_of(source) == Path(config.run).resolve():
+    if checkpoint.run_of(source) == Path(config.run_dir).resolve():
         raise ValueError(
-            f"The phases differ from those that {config.run} has begun with. To begin other phases from its weights, "
-            "give the new run a directory of its own with --run DIR."
+            f"The phases differ from those that {config.run_dir} has begun with. To begin other phases from its "
+            "weights, give the new run a directory of its own with --run_dir DIR."
         )
     return False

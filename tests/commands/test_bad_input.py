@@ -35,7 +35,7 @@ def refused(here, capfd):
 
     def refused(*words, code=2, untouched=True, chatter=False):
         before = tree(here)
-        assert main(["--run", "run", *SMALL, *phases(phase(steps=1)), *words]) == code
+        assert main(["--run_dir", "run", *SMALL, *phases(phase(steps=1)), *words]) == code
         err = capfd.readouterr().err
         lines = err.splitlines()
         (sentence,) = [line for line in lines if line.startswith("pipeflow: ")]
@@ -344,10 +344,10 @@ def test_a_pipeline_on_a_gpu_needs_nccl(refused, monkeypatch):
 
 
 def test_a_directory_that_holds_a_run_is_left_alone(refused, here, capfd):
-    words = [*SMALL, *phases(phase("end_to_end", steps=1)), "--run", "run"]
+    words = [*SMALL, *phases(phase("end_to_end", steps=1)), "--run_dir", "run"]
     assert main(words) == 0
     capfd.readouterr()
-    says(refused(*words), "run already holds a run", "--run DIR", "rename")
+    says(refused(*words), "run already holds a run", "--run_dir DIR", "rename")
     says(refused(*words, "--seed", "5"), "run already holds a run")
 
 
@@ -360,8 +360,8 @@ def test_the_remains_of_a_run_are_a_run(refused, here, name):
 
 def test_a_run_directory_that_is_a_file(refused, here):
     (here / "taken").write_text("mine")
-    says(refused("--run", "taken"), "taken is a file", "directory")
-    says(refused("--run", "taken/run"), "taken", "directory")
+    says(refused("--run_dir", "taken"), "taken is a file", "directory")
+    says(refused("--run_dir", "taken/run"), "taken", "directory")
 
 
 # --- a run that breaks
@@ -393,7 +393,7 @@ def test_a_loss_that_is_no_number_for_a_while_does_not_stop_it(monkeypatch, here
         return packet._replace(logp=packet.logp * float("nan")) if t % 3 == 2 else packet
 
     monkeypatch.setattr(Batches, "at", spoilt)
-    words = [*SMALL, *phases(phase("simultaneous", steps=8)), "--max_bad_steps", "2", "--run", "run"]
+    words = [*SMALL, *phases(phase("simultaneous", steps=8)), "--max_bad_steps", "2", "--run_dir", "run"]
     assert main(words) == 0 and set(drawn) == set(range(8))
     lines = [json.loads(line) for line in (here / "run" / "metrics" / "part-1.jsonl").read_text().splitlines()]
     assert [line["bad"] for line in lines] == [step % 3 == 2 for step in range(8)]

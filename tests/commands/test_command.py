@@ -23,7 +23,7 @@ def torchrun(processes, *words, cwd, timeout=240):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("command")
-    return directory / "a", torchrun(3, "--run", "a", *SMALL, *PHASES, cwd=directory)
+    return directory / "a", torchrun(3, "--run_dir", "a", *SMALL, *PHASES, cwd=directory)
 
 
 def test_three_processes_say_everything_once(run):
@@ -72,7 +72,7 @@ def test_the_run_directory_holds_what_the_design_promises(run):
 
 
 def test_a_number_of_processes_that_does_not_fit(tmp_path):
-    done = torchrun(2, "--run", "a", *SMALL, *PHASES, "--parallel.replicas", "3", cwd=tmp_path)
+    done = torchrun(2, "--run_dir", "a", *SMALL, *PHASES, "--parallel.replicas", "3", cwd=tmp_path)
     assert done.returncode != 0 and not (tmp_path / "a").exists()
     sentences = [line for line in done.stderr.splitlines() if line.startswith("pipeflow: ")]
     assert len(sentences) == 1 and "2 processes" in sentences[0], done.stderr
@@ -81,8 +81,8 @@ def test_a_number_of_processes_that_does_not_fit(tmp_path):
 def test_a_run_is_never_written_over(run):
     directory, _ = run
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    done = torchrun(2, "--run", "a", *SMALL, *PHASES, cwd=directory.parent)
+    done = torchrun(2, "--run_dir", "a", *SMALL, *PHASES, cwd=directory.parent)
     assert done.returncode != 0
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("pipeflow: ")]
-    assert "already holds a run" in sentence and "--run" in sentence
+    assert "already holds a run" in sentence and "--run_dir" in sentence
     assert before == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}

@@ -70,12 +70,12 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(here):
-    return example("realnvp", "--run", "one", "--out", "one.png", *SHORT, cwd=here)
+    return example("realnvp", "--run_dir", "one", "--out", "one.png", *SHORT, cwd=here)
 
 
 @pytest.fixture(scope="module")
 def two(here):
-    return example("realnvp", "--run", "two", "--out", "two.png", *SHORT, cwd=here, two=True)
+    return example("realnvp", "--run_dir", "two", "--out", "two.png", *SHORT, cwd=here, two=True)
 
 
 def test_one_and_two_processes_print_and_save_the_same(one, two, here):
@@ -126,11 +126,11 @@ def test_the_picture_shows_four_panels_none_of_them_blank(one, here):
 
 def test_an_interrupted_run_ends_with_the_same_bits(one, here):
     source = here / "one" / "checkpoints" / "step-150"
-    done = example("realnvp", "--run", "resumed", "--resume", str(source), *SHORT, cwd=here, two=True)
+    done = example("realnvp", "--run_dir", "resumed", "--resume", str(source), *SHORT, cwd=here, two=True)
     assert done.returncode == 0, done.stderr
     assert f"goes on from {source}" in done.stdout
     assert_equal_ends(here / "one", here / "resumed", STEPS)
-    again = example("realnvp", "--run", "resumed", "--resume", "auto", *SHORT, cwd=here)
+    again = example("realnvp", "--run_dir", "resumed", "--resume", "auto", *SHORT, cwd=here)
     assert again.returncode == 0 and "is complete" in again.stdout
 
 
@@ -139,12 +139,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(one, here):
     [
         (["--cut.scheme", "explicit", "--cut.at", "[2, 99]"], ("cut at [2, 99]", "between 1 and 23")),
         (["--sed", "1"], ("Did you mean seed?",)),
-        (["--run", "one", "--resume", "auto", "--seed", "5"], ("seed is 5, but 0", "cannot change")),
+        (["--run_dir", "one", "--resume", "auto", "--seed", "5"], ("seed is 5, but 0", "cannot change")),
     ],
     ids=["cut", "unknown setting", "another past"],
 )
 def test_wrong_words_get_a_sentence(words, fragments, one, here):
-    done = example("realnvp", "--run", "refused", *words, cwd=here)
+    done = example("realnvp", "--run_dir", "refused", *words, cwd=here)
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("pipeflow: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert not [fragment for fragment in fragments if fragment not in sentence], sentence
@@ -154,7 +154,7 @@ def test_wrong_words_get_a_sentence(words, fragments, one, here):
 def test_commands_that_have_no_flow_say_so_and_the_report_does_without(one, here, monkeypatch, capsys):
     monkeypatch.chdir(here)
     assert evaluate(["one"]) == 2
-    assert train(["--run", "one", "--resume", "auto"]) == 2
+    assert train(["--run_dir", "one", "--resume", "auto"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(line.startswith("pipeflow: ") and "script's own" in line for line in said), said
     assert report(["one"]) == 0
@@ -168,7 +168,7 @@ FEW = ["--phases", "[{schedule: simultaneous, steps: 60, lr: 2e-3, warmup_steps:
 
 def test_a_step_of_ones_own_in_a_glow(tmp_path):
     for run, two in (("one", False), ("two", True)):
-        done = example("additive_coupling", "--run", run, *FEW, cwd=tmp_path, two=two)
+        done = example("additive_coupling", "--run_dir", run, *FEW, cwd=tmp_path, two=two)
         assert done.returncode == 0, done.stderr
         assert "additive_glow" in done.stdout and (tmp_path / run / "samples" / "step-60.png").is_file()
     assert_equal_ends(tmp_path / "one", tmp_path / "two", 60)

@@ -100,7 +100,7 @@ def test_the_kubernetes_job_agrees_with_itself(job):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert worker["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode")
     config, resume = settle([*container["command"][3:], *container["args"]])
-    assert resume == "auto" and config.run.startswith("/shared/")
+    assert resume == "auto" and config.run_dir.startswith("/shared/")
     size = worker["replicas"] * int(spec["nprocPerNode"])
     config.check_world(size, grid(config.cut.parts, size, config.parallel.replicas).replicas)
 
@@ -129,7 +129,7 @@ def test_on_one_host_it_runs_and_goes_on(words, named, environment, tmp_path):
     more = {named: "2"} if named else {"MASTER_PORT": str(free_port())}
     for _ in range(2):
         done = subprocess.run(
-            [*launcher, "--run", str(tmp_path / "run"), *SMALL, "--phases", phases],
+            [*launcher, "--run_dir", str(tmp_path / "run"), *SMALL, "--phases", phases],
             env=environment | more,
             capture_output=True,
             text=True,
@@ -159,7 +159,7 @@ def test_slurm_says_that_a_job_has_failed_when_it_is_not_queued_again(environmen
     with tempfile.TemporaryDirectory(prefix="slurm-") as base, cluster(Path(base)) as found:
         batch = ["sbatch", "--parsable", "--wait", f"--output={tmp_path}/output", str(LAUNCH / "slurm.sbatch")]
         env = found | environment | {"SLURM_CONF": found["SLURM_CONF"], "PROCESSES": "2", "REQUEUES": "0"}
-        command = [*batch, "--run", str(tmp_path / "run"), *SMALL, "--cut.parts", "99"]
+        command = [*batch, "--run_dir", str(tmp_path / "run"), *SMALL, "--cut.parts", "99"]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
         state = subprocess.run(
             ["scontrol", "show", "job", done.stdout.strip()], env=env, capture_output=True, text=True, check=True
@@ -174,7 +174,7 @@ def test_slurm_queues_a_preempted_job_again_and_it_goes_on(environment, tmp_path
         pytest.skip(reason)
     run, output = tmp_path / "run", tmp_path / "output"
     phases = json.dumps([{"schedule": "simultaneous", "steps": 4000}, {"schedule": "end_to_end", "steps": 20}])
-    words = ["--run", str(run), *SMALL, "--phases", phases, "--checkpoint.every", "100", "--checkpoint.keep", "100"]
+    words = ["--run_dir", str(run), *SMALL, "--phases", phases, "--checkpoint.every", "100", "--checkpoint.keep", "100"]
     with tempfile.TemporaryDirectory(prefix="slurm-") as base, cluster(Path(base)) as found:
 
         def ask(*command: str, **more: str) -> str:

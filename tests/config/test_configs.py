@@ -42,7 +42,7 @@ def test_all_of_them_are_there():
 
 @every_file
 def test_every_file_parses_and_has_a_run_directory_of_its_own(name):
-    assert read(name).run == f"runs/{name}"
+    assert read(name).run_dir == f"runs/{name}"
     assert yaml.safe_load(FILES[name].read_text(encoding="utf-8"))["run"] == f"runs/{name}"
 
 
@@ -114,8 +114,8 @@ def test_dotted_names_override_the_defaults_and_the_file(tmp_path):
     assert parse(["--glow.levels", "1", "--cut.parts", "2", "--data.flip", "true"]).glow == glow(levels=1)
     file = tmp_path / "a.yaml"
     file.write_text("seed: 3\nglow: {steps: 4}\ndata: {batch: 10}\n")
-    config = parse(["--config", str(file), "--data.batch", "20", "--run", "elsewhere"])
-    assert (config.seed, config.glow, config.data.batch, config.run) == (3, glow(steps=4), 20, "elsewhere")
+    config = parse(["--config", str(file), "--data.batch", "20", "--run_dir", "elsewhere"])
+    assert (config.seed, config.glow, config.data.batch, config.run_dir) == (3, glow(steps=4), 20, "elsewhere")
 
 
 @pytest.mark.parametrize("equals", [True, False])
@@ -153,7 +153,7 @@ def test_small_learning_rates_are_numbers_however_they_are_written(tmp_path):
 
 
 def test_the_separator_that_torchrun_needs_is_not_a_setting():
-    assert parse(["--", "--run", "elsewhere", "--seed", "4"]) == Config(run="elsewhere", seed=4)
+    assert parse(["--", "--run_dir", "elsewhere", "--seed", "4"]) == Config(run_dir="elsewhere", seed=4)
 
 
 @pytest.mark.parametrize(
@@ -183,5 +183,5 @@ def test_the_resolved_form_of_every_file_reads_back(name, tmp_path):
 
 
 def test_every_setting_is_in_the_digest():
-    digests = {parse(words).digest() for words in ([], ["--seed", "1"], ["--glow.hidden", "65"], ["--run", "x"])}
+    digests = {parse(words).digest() for words in ([], ["--seed", "1"], ["--glow.hidden", "65"], ["--run_dir", "x"])}
     assert len(digests) == 4

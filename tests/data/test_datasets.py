@@ -619,7 +619,8 @@ def test_the_cache_is_below_home_by_default(root, tmp_path, monkeypatch):
 def test_racing_processes_see_whole_files(root, cache):
     fill(root, 300)
     code = (
-        "import sys, hashlib; from pipeflow.data.datasets import load; print('ready', flush=True); sys.stdin.readline();"
+        "import sys, hashlib; from pipeflow.data.datasets import load; print('ready', flush=True);"
+        "sys.stdin.readline();"
         "i = load('folder', sys.argv[1], None); print(hashlib.sha256(i.train.tobytes() + i.test.tobytes()).hexdigest())"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -9,8 +9,8 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from pipeflow.heap import keep_memory
-from pipeflow.world import ParallelConfig, open_world
+from pipeflow.distributed import keep_memory
+from pipeflow.distributed import ParallelConfig, open_world
 
 if sys.argv[1] == "keep":
     keep_memory()

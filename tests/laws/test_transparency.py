@@ -55,7 +55,7 @@ def runs(tmp_path_factory):
     configs = {size: schedule_configs(directory, size) for size in (1, 2, 3)}
     for size in configs:
         in_processes(size, carry_out, configs[size], directory=directory / f"meet-{size}")
-    return {size: [Path(config.run) for config in configs[size]] for size in configs}
+    return {size: [Path(config.run_dir) for config in configs[size]] for size in configs}
 
 
 @pytest.mark.parametrize("size", [2, 3])

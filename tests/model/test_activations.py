@@ -148,17 +148,17 @@ def test_a_run_says_how_far_inverted_inputs_drifted(tmp_path, size):
     phases = [PhaseConfig("alternate", steps=6, turn_steps=2), PhaseConfig("end_to_end", steps=3)]
     configs = [small_config(tmp_path / kind, phases, activations=kind) for kind in ("keep", "invert")]
     in_processes(size, carry_out, configs, directory=tmp_path / "meet")
-    kept, inverted = (json.loads((Path(config.run) / "result.json").read_text())["phases"] for config in configs)
+    kept, inverted = (json.loads((Path(config.run_dir) / "result.json").read_text())["phases"] for config in configs)
     assert not any("drift" in phase for phase in kept)
     assert [sorted(phase["drift"]) for phase in inverted] == [["part-1", "part-2", "part-3"], ["end_to_end"]]
     for name, found in {**inverted[0]["drift"], **inverted[1]["drift"]}.items():
-        text = (Path(configs[1].run) / "metrics" / f"{name}.jsonl").read_text()
+        text = (Path(configs[1].run_dir) / "metrics" / f"{name}.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
         assert all(("drift" in line) is line["learn"] for line in lines)
         for figure in ("drift", "relative_drift"):
             told = [line[figure] for line in lines if line["learn"]]
             assert 0 < max(told) == found[figure] < 1e-5
-    stories = [read(config.run) for config in configs]
+    stories = [read(config.run_dir) for config in configs]
     most = f"{max(part['drift'] for part in inverted[0]['drift'].values()):.1e}"
     assert most in page(stories, [[], []], None) and "drift of inverted" not in page(stories[:1], [[]], None)
 
@@ -200,7 +200,7 @@ def test_by_parts_the_bits_do_not_depend_on_the_processes(tmp_path):
     for size in configs:
         in_processes(size, carry_out, configs[size], directory=tmp_path / f"meet-{size}")
     for one, many in zip(configs[1], configs[3], strict=True):
-        expected, found = (load(Path(config.run) / "checkpoints" / "step-9")[0] for config in (one, many))
+        expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-9")[0] for config in (one, many))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected), one.run
 
@@ -211,7 +211,7 @@ def test_end_to_end_processes_agree_with_one(tmp_path):
     configs = [small_config(tmp_path / str(size), phases, activations="invert") for size in (1, 2)]
     for size, config in enumerate(configs, 1):
         in_processes(size, carry_out, [config], directory=tmp_path / f"meet-{size}")
-    expected, found = (load(Path(config.run) / "checkpoints" / "step-5")[0] for config in configs)
+    expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-5")[0] for config in configs)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-5, msg=name)
 

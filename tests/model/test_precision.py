@@ -102,10 +102,10 @@ def test_gradients_are_those_of_float32_but_for_rounding(perturb):
 def test_by_parts_the_bits_do_not_depend_on_the_processes(tmp_path, size):
     phases = [PhaseConfig("simultaneous", steps=6, lr=[2e-3, 1e-3, 3e-3], warmup_steps=3, clip=0.5)]
     one = small_config(tmp_path / "one", phases, precision="bf16", layout="channels_last")
-    many = dataclasses.replace(one, run=str(tmp_path / "many"))
+    many = dataclasses.replace(one, run_dir=str(tmp_path / "many"))
     in_processes(1, fit_in, one, directory=tmp_path / "meet-1")
     in_processes(size, fit_in, many, directory=tmp_path / f"meet-{size}")
-    expected, found = (load(Path(config.run) / "checkpoints" / "step-6")[0] for config in (one, many))
+    expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-6")[0] for config in (one, many))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

@@ -102,7 +102,7 @@ def carry_out(init_method, config, resume=None):
 
 
 def tensors_at(config, step):
-    return checkpoint.load(Path(config.run) / "checkpoints" / f"step-{step}")[0]
+    return checkpoint.load(Path(config.run_dir) / "checkpoints" / f"step-{step}")[0]
 
 
 def assert_equal_at(one, other, step):
@@ -115,7 +115,7 @@ def assert_equal_at(one, other, step):
 def whole(tmp_path_factory):
     """A run of every schedule, in one process, saved at every step."""
     config = config_in(tmp_path_factory.mktemp("own") / "run")
-    in_processes(1, carry_out, config, directory=Path(config.run).parent / "meet")
+    in_processes(1, carry_out, config, directory=Path(config.run_dir).parent / "meet")
     return config
 
 
@@ -124,7 +124,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_by_parts_the_same_bits_in_any_number_of_processes(size, whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=PHASES[:3])
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), phases=PHASES[:3])
     in_processes(size, carry_out, config, directory=tmp_path / "meet")
     for step in (1, 9, 15):
         assert_equal_at(whole, config, step)
@@ -135,8 +135,8 @@ def test_by_parts_the_same_bits_in_any_number_of_processes(size, whole, tmp_path
 
 @pytest.mark.parametrize("step", [1, 8, 9, 12, 15, 18, 21, 24])
 def test_from_any_step_to_the_same_bits(step, whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"))
-    fit(config, resume=Path(whole.run) / "checkpoints" / f"step-{step}", flow=vectors, data=DATA)
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"))
+    fit(config, resume=Path(whole.run_dir) / "checkpoints" / f"step-{step}", flow=vectors, data=DATA)
     assert_equal_at(whole, config, 27)
 
 
@@ -148,7 +148,7 @@ def test_training_changed_every_parameter(whole):
 
 def test_actnorm_starts_from_the_data(whole, tmp_path):
     config = dataclasses.replace(
-        whole, run=str(tmp_path / "run"), phases=[PhaseConfig("simultaneous", steps=1, lr=1e-9)]
+        whole, run_dir=str(tmp_path / "run"), phases=[PhaseConfig("simultaneous", steps=1, lr=1e-9)]
     )
     fit(config, flow=vectors, data=DATA)
     tensors = tensors_at(config, 1)
@@ -159,20 +159,20 @@ def test_actnorm_starts_from_the_data(whole, tmp_path):
 
 
 def test_the_ledger_adds_up_and_is_the_mean_over_the_test_points(whole):
-    result = json.loads((Path(whole.run) / "result.json").read_text())
-    trained = read(whole.run, vectors)
+    result = json.loads((Path(whole.run_dir) / "result.json").read_text())
+    trained = read(whole.run_dir, vectors)
     scores = score(trained, DATA[1])
     assert result["ledger"]["dequantisation"] == 0
     for part, row in zip(result["ledger"]["parts"], scores.rows, strict=True):
         assert part["bits_per_dim"] == pytest.approx(row.bits_per_dim.mean(), abs=1e-6)
     assert [part["split_prior"] != 0 for part in result["ledger"]["parts"]] == [False, True, False]
-    nats = -pipeflow.load(whole.run, vectors).log_prob(torch.from_numpy(DATA[1])).mean()
+    nats = -pipeflow.load(whole.run_dir, vectors).log_prob(torch.from_numpy(DATA[1])).mean()
     assert result["test_bits_per_dim"] == pytest.approx(nats.item() / (3 * np.log(2)), abs=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_a_loaded_flow_has_the_jacobian_of_its_encoding_and_undoes_it(parts, whole):
-    flow = pipeflow.load(whole.run, vectors, parts)
+    flow = pipeflow.load(whole.run_dir, vectors, parts)
     x = torch.from_numpy(DATA[1][:5])
     torch.testing.assert_close(flow.decode(flow.encode(x)), x, rtol=1e-4, atol=1e-4)
     standard = torch.distributions.Normal(0, 1)
@@ -187,18 +187,18 @@ def test_a_loaded_flow_has_the_jacobian_of_its_encoding_and_undoes_it(parts, who
 
 
 def test_samples_are_points_and_do_not_depend_on_how_many(whole):
-    flow = pipeflow.load(whole.run, vectors)
+    flow = pipeflow.load(whole.run_dir, vectors)
     drawn = flow.sample(50, seed=3)
     assert drawn.shape == (50, 3) and drawn.is_floating_point()
     torch.testing.assert_close(flow.sample(5, seed=3), drawn[:5])
-    assert not (Path(whole.run) / "samples").exists()
+    assert not (Path(whole.run_dir) / "samples").exists()
 
 
 def test_an_exported_flow_is_the_same(whole, tmp_path):
-    pipeflow.export(whole.run, tmp_path / "flow.safetensors", vectors)
+    pipeflow.export(whole.run_dir, tmp_path / "flow.safetensors", vectors)
     x = torch.from_numpy(DATA[1])
     loaded = pipeflow.load(tmp_path / "flow.safetensors", vectors)
-    assert torch.equal(loaded.log_prob(x), pipeflow.load(whole.run, vectors).log_prob(x))
+    assert torch.equal(loaded.log_prob(x), pipeflow.load(whole.run_dir, vectors).log_prob(x))
     with pytest.raises(ValueError, match="script's own"):
         pipeflow.load(tmp_path / "flow.safetensors")
 
@@ -357,18 +357,18 @@ class Other(Shift):
     ids=["another name", "other shapes", "another class", "other data"],
 )
 def test_a_run_goes_on_with_what_it_has_begun_with(change, flow, data, fragments, whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"), **change)
-    source = Path(whole.run) / "checkpoints" / "step-9"
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), **change)
+    source = Path(whole.run_dir) / "checkpoints" / "step-9"
     refused(config, flow, data, *fragments, "cannot change", resume=source)
 
 
 def test_another_flow_is_not_loaded(whole):
     with pytest.raises(ValueError, match="The flow handed over is not"):
-        pipeflow.load(whole.run, lambda: [ActNorm(3), Other(), *vectors()[2:]])
+        pipeflow.load(whole.run_dir, lambda: [ActNorm(3), Other(), *vectors()[2:]])
     with pytest.raises(ValueError, match="'vectors' is one of a script's own"):
-        pipeflow.load(whole.run)
+        pipeflow.load(whole.run_dir)
     with pytest.raises(ValueError, match="parts 1 to 3"):
-        pipeflow.load(whole.run, vectors, 4)
+        pipeflow.load(whole.run_dir, vectors, 4)
 
 
 def disagree(init_method, config):
@@ -394,7 +394,7 @@ def refused(config, flow, data, *fragments, resume=None):
         fit(config, resume=resume, flow=flow, data=data)
     for fragment in fragments:
         assert fragment in str(caught.value), str(caught.value)
-    assert not Path(config.run).exists()
+    assert not Path(config.run_dir).exists()
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_as_a_command_what_is_wrong_is_a_sentence(words, fragment, tmp_path, cap
 
 
 def test_as_a_command_settings_are_the_script_s_and_words_override_them(tmp_path):
-    words = ["--run", str(tmp_path / "run"), "--seed", "3", "--phases", "[{schedule: simultaneous, steps: 2}]"]
+    words = ["--run_dir", str(tmp_path / "run"), "--seed", "3", "--phases", "[{schedule: simultaneous, steps: 2}]"]
     assert main(words, config_in(tmp_path / "other"), vectors, DATA) == 0
     manifest = checkpoint.read_manifest(tmp_path / "run" / "checkpoints" / "step-2")
     expected = config_in(tmp_path / "run", seed=3, phases=[PhaseConfig("simultaneous", steps=2)])
@@ -441,11 +441,11 @@ def test_points_enter_as_they_are():
 
 
 def test_evaluate_has_the_figures_of_training(whole, tmp_path, capsys):
-    words = [whole.run, "--device", "cpu", "--json", str(tmp_path / "scores.json")]
+    words = [whole.run_dir, "--device", "cpu", "--json", str(tmp_path / "scores.json")]
     assert evaluate.main(words, flow=vectors, data=DATA) == 0
     assert "100 test points of own\n" in capsys.readouterr().out
     (found,) = json.loads((tmp_path / "scores.json").read_text())["results"]
-    expected = json.loads((Path(whole.run) / "result.json").read_text())["ledger"]["parts"]
+    expected = json.loads((Path(whole.run_dir) / "result.json").read_text())["ledger"]["parts"]
     means = [row["bits_per_dim"]["mean"] for row in found["truncations"]]
     assert means == pytest.approx([part["bits_per_dim"] for part in expected], abs=1e-5)
 
@@ -462,13 +462,13 @@ def test_evaluate_has_the_figures_of_training(whole, tmp_path, capsys):
     ],
 )
 def test_evaluate_refuses_in_a_sentence(words, flow, data, fragment, whole, capsys):
-    assert evaluate.main([whole.run, "--device", "cpu", *words], flow=flow, data=data) == 2
+    assert evaluate.main([whole.run_dir, "--device", "cpu", *words], flow=flow, data=data) == 2
     assert_sentence(capsys, fragment)
 
 
 def test_points_are_no_picture(whole, tmp_path, capsys):
-    pipeflow.export(whole.run, tmp_path / "flow.safetensors", vectors)
-    for place, *words in ((whole.run,), (whole.run, "--each-part"), (str(tmp_path / "flow.safetensors"),)):
+    pipeflow.export(whole.run_dir, tmp_path / "flow.safetensors", vectors)
+    for place, *words in ((whole.run_dir,), (whole.run_dir, "--each-part"), (str(tmp_path / "flow.safetensors"),)):
         out = tmp_path / "points.png"
         assert sample.main([place, *words, "--out", str(out), "--device", "cpu"], flow=vectors) == 2
         assert_sentence(capsys, "one of points")
@@ -498,7 +498,7 @@ def pictures(tmp_path_factory):
         phases=[PhaseConfig("simultaneous", steps=2)],
     )
     fit(config, flow=squares, data=(GREYS[:250], GREYS[250:]))
-    return config.run
+    return config.run_dir
 
 
 def draw(init_method, run, out):

@@ -35,7 +35,7 @@ def here(tmp_path, monkeypatch):
 def planned(tmp_path_factory):
     """(directory, exit code) of one plan that many tests look at."""
     directory = tmp_path_factory.mktemp("plan") / "run"
-    return directory, main(["--run", str(directory), *SMALL, *PHASES, "--link", "1Gb/s", "--memory", "1GB"])
+    return directory, main(["--run_dir", str(directory), *SMALL, *PHASES, "--link", "1Gb/s", "--memory", "1GB"])
 
 
 def found(directory):
@@ -81,7 +81,7 @@ def test_the_picture_is_a_picture(planned):
 
 
 def test_the_tables_say_what_the_file_says(capsys):
-    assert main(["--run", "run", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 0
     said, plan = capsys.readouterr(), found_here()
     assert said.err == "" and max(map(len, said.out.splitlines())) <= 120
     assert "links of 10 Gb/s" in said.out and "48×4×4×4" in said.out
@@ -99,13 +99,13 @@ def found_here(directory="run"):
 
 
 def test_out_leaves_the_run_directory_alone(here):
-    assert main(["--run", "run", "--out", "elsewhere/plans", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", "--out", "elsewhere/plans", *SMALL, *JOINED]) == 0
     assert sorted(path.name for path in (here / "elsewhere/plans").iterdir()) == ["plan.json", "plan.png"]
     assert not (here / "run").exists()
 
 
 def test_what_does_not_fit_is_said(capsys):
-    assert main(["--run", "run", "--memory", "0.1MB", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", "--memory", "0.1MB", *SMALL, *JOINED]) == 0
     out = capsys.readouterr().out
     assert "Note: By parts, part" in out and "needs more memory than a device has." in out
     assert "Note: End to end every process holds the whole model" in out and "too much" in out
@@ -113,13 +113,13 @@ def test_what_does_not_fit_is_said(capsys):
 
 
 def test_a_number_of_processes_that_train_would_refuse_is_said(capsys):
-    assert main(["--run", "run", "--data.batch", "50", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", "--data.batch", "50", *SMALL, *JOINED]) == 0
     assert "Note: data.batch is 50, which 3 processes cannot share evenly" in capsys.readouterr().out
 
 
 def test_a_pipeline_end_to_end_is_planned_as_one(capsys):
     engine = ["--end_to_end.engine", "pipeline", "--data.batch", "50"]
-    assert main(["--run", "run", "--memory", "0.1MB", *SMALL, *JOINED, *engine]) == 0
+    assert main(["--run_dir", "run", "--memory", "0.1MB", *SMALL, *JOINED, *engine]) == 0
     out = capsys.readouterr().out
     assert "Note: End to end a process of the pipeline needs more memory" in out and "the whole model" not in out
     assert "cannot share evenly" not in out  # 50 images are 5 micro-batches of 10
@@ -129,7 +129,9 @@ def test_a_pipeline_end_to_end_is_planned_as_one(capsys):
 
 def test_hosts_show_who_sits_where(capsys):
     assert (
-        main(["--run", "run", "--hosts", "2", "--gpus-per-host", "6", *SMALL, "--cut.at", "[1,2,4]", *FOUR, *JOINED])
+        main(
+            ["--run_dir", "run", "--hosts", "2", "--gpus-per-host", "6", *SMALL, "--cut.at", "[1,2,4]", *FOUR, *JOINED]
+        )
         == 0
     )
     out, plan = capsys.readouterr().out, found_here()
@@ -145,20 +147,20 @@ FOUR = ["--cut.scheme", "explicit", "--cut.parts", "4"]
 
 
 def test_fewer_gpus_than_parts_hold_several(capsys):
-    assert main(["--run", "run", "--hosts", "1", "--gpus-per-host", "2", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", "--hosts", "1", "--gpus-per-host", "2", *SMALL, *JOINED]) == 0
     assert "parts 1–2" in capsys.readouterr().out
-    assert main(["--run", "run", "--hosts", "1", "--gpus-per-host", "1", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", "--hosts", "1", "--gpus-per-host", "1", *SMALL, *JOINED]) == 0
     assert [way["way"] for way in found_here()["ways"]] == ["one device"]
 
 
 def test_a_balanced_cut_is_measured(capsys):
-    assert main(["--run", "run", "--cut.scheme", "balanced", "--cut.parts", "2", *SMALL, *JOINED]) == 0
+    assert main(["--run_dir", "run", "--cut.scheme", "balanced", "--cut.parts", "2", *SMALL, *JOINED]) == 0
     assert len(found_here()["at"]) == 1 and 1 <= found_here()["at"][0] <= 5
 
 
 def test_a_published_data_set_is_not_needed_for_its_plan():
     words = ["--data.name", "cifar10", "--data.root", "nowhere", "--data.batch", "2"]
-    assert main(["--run", "run", *SMALL, *JOINED, *words]) == 0
+    assert main(["--run_dir", "run", *SMALL, *JOINED, *words]) == 0
     assert (found_here()["image"], found_here()["images"]) == ([3, 32, 32], 50_000)
 
 
@@ -189,7 +191,7 @@ def test_a_published_data_set_is_not_needed_for_its_plan():
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(words, sentence, here, capsys):
-    assert main(["--run", "run", *SMALL, *JOINED, *words]) == 2
+    assert main(["--run_dir", "run", *SMALL, *JOINED, *words]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("pipeflow: ") and len(said.err.splitlines()) == 1
     assert sentence in said.err
@@ -198,7 +200,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(words, sentence, h
 
 def test_one_process_plans_for_many(here, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert main(["--run", "run", *SMALL, *JOINED]) == 2
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 2
     assert "start it without torchrun" in capsys.readouterr().err and not list(here.iterdir())
 
 
@@ -206,17 +208,17 @@ def test_one_process_plans_for_many(here, capsys, monkeypatch):
 def test_what_is_no_plan_is_not_written_over(name, here, capsys):
     (here / "run").mkdir()
     (here / "run" / name).write_text("mine")
-    assert main(["--run", "run", *SMALL, *JOINED]) == 2
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 2
     assert "is no plan, and is not written over" in capsys.readouterr().err
     assert (here / "run" / name).read_text() == "mine" and len(list((here / "run").iterdir())) == 1
 
 
 def test_a_file_in_the_way_is_said(here, capsys):
     (here / "run").write_text("mine")
-    assert main(["--run", "run", *SMALL, *JOINED]) == 2
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 2
     assert "run is a file" in capsys.readouterr().err
     (here / "file").write_text("mine")
-    assert main(["--run", "new", "--out", "file/plans", *SMALL, *JOINED]) == 2
+    assert main(["--run_dir", "new", "--out", "file/plans", *SMALL, *JOINED]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -230,10 +232,10 @@ def result(run="run"):
 
 def test_train_says_what_was_predicted_beside_what_it_achieved(capsys):
     phases = ["--phases", f"{PHASES[1][:-1]}, {JOINED[1][1:]}"]
-    assert main(["--run", "run", *SMALL, *phases]) == 0
-    assert main(["--run", "run", *SMALL, *phases]) == 0  # a plan that is there is made anew
+    assert main(["--run_dir", "run", *SMALL, *phases]) == 0
+    assert main(["--run_dir", "run", *SMALL, *phases]) == 0  # a plan that is there is made anew
     capsys.readouterr()
-    assert train(["--run", "run", *SMALL, *phases]) == 0
+    assert train(["--run_dir", "run", *SMALL, *phases]) == 0
     said, plan = capsys.readouterr().out, found_here()
     predicted = [row["images_per_s"]["one device"] for row in plan["phases"]]
     assert result()["predicted_images_per_s"] == pytest.approx(predicted)
@@ -244,7 +246,7 @@ def test_train_says_what_was_predicted_beside_what_it_achieved(capsys):
 
 
 def test_without_a_plan_nothing_is_predicted(capsys):
-    assert train(["--run", "run", *SMALL, *JOINED]) == 0
+    assert train(["--run_dir", "run", *SMALL, *JOINED]) == 0
     assert result()["predicted_images_per_s"] == [None]
     assert re.search(r"^images/s: phase 1 [\d,.]+$", capsys.readouterr().out, re.MULTILINE)
 
@@ -253,8 +255,8 @@ def test_without_a_plan_nothing_is_predicted(capsys):
     ("words", "other"), [(["--data.batch", "24"], "data.batch"), (["--glow.hidden", "9", "--ema", "0.9"], "glow, ema")]
 )
 def test_a_plan_for_something_else_predicts_nothing(words, other, capsys):
-    assert main(["--run", "run", *SMALL, *JOINED]) == 0
-    assert train(["--run", "run", *SMALL, *JOINED, *words]) == 0
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 0
+    assert train(["--run_dir", "run", *SMALL, *JOINED, *words]) == 0
     assert f"plan.json was made for another {other}, and nothing is predicted from it" in capsys.readouterr().out
     assert result()["predicted_images_per_s"] == [None]
 
@@ -263,7 +265,7 @@ def test_a_plan_for_something_else_predicts_nothing(words, other, capsys):
 def test_a_damaged_plan_predicts_nothing(text, here, capsys):
     (here / "run").mkdir()
     (here / "run/plan.json").write_text(text)
-    assert train(["--run", "run", *SMALL, *JOINED]) == 0
+    assert train(["--run_dir", "run", *SMALL, *JOINED]) == 0
     assert "is no plan that can be read, and nothing is predicted from it" in capsys.readouterr().out
 
 
@@ -277,6 +279,6 @@ def test_three_processes_are_predicted_as_they_are_started(here):
 
 
 def test_another_cut_is_predicted_from_the_same_measurements():
-    assert main(["--run", "run", *SMALL, *JOINED]) == 0
-    assert train(["--run", "run", *SMALL, *JOINED, "--cut.parts", "2"]) == 0
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 0
+    assert train(["--run_dir", "run", *SMALL, *JOINED, "--cut.parts", "2"]) == 0
     assert result()["predicted_images_per_s"][0] > 0

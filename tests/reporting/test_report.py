@@ -247,7 +247,7 @@ def test_three_processes(tmp_path):
     """What sockets carried is at least what is computed: evaluations and control come on top."""
     config = small_config(tmp_path / "run", PHASES)
     in_processes(3, fit_in, config, directory=tmp_path / "meet")
-    page = Page(report([config.run]))
+    page = Page(report([config.run_dir]))
     sent = page.rows["sent by rank, measured (MiB)"][0]["values"]
     assert len(page.rows["peak memory by rank (MiB)"][0]["values"]) == 3
     assert "in 3 processes" in page.text

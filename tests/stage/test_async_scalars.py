@@ -113,7 +113,7 @@ PHASES = [PhaseConfig("simultaneous", steps=5, lr=2e-3), PhaseConfig("end_to_end
 
 
 def lines(config: Config) -> dict[str, list]:
-    streams = sorted((Path(config.run) / "metrics").glob("*.jsonl"))
+    streams = sorted((Path(config.run_dir) / "metrics").glob("*.jsonl"))
     found = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in streams}
     return {
         name: [

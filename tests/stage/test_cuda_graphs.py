@@ -174,11 +174,11 @@ def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
     monkeypatch.setattr(Phase, "_recorded", recorded)
     fit_in("", configs[1])
     assert [recorder.recorded for recorder in recorders] == [2] * 7
-    expected, found = (load(Path(config.run) / "checkpoints" / "step-40")[0] for config in configs)
+    expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-40")[0] for config in configs)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     for name in ("part-1", "part-2", "part-3", "end_to_end"):
-        streams = [Path(config.run) / "metrics" / f"{name}.jsonl" for config in configs]
+        streams = [Path(config.run_dir) / "metrics" / f"{name}.jsonl" for config in configs]
         lines = [stream.read_text().splitlines() for stream in streams]
         one, other = ([json.loads(line)["bits_per_dim"] for line in of] for of in lines)
         assert one == other and len(one) > 0

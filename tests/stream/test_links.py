@@ -40,7 +40,7 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         world = open_world(config.parallel, config.cut.parts, "cpu", f"{init_method}-{number}")
         images = load("digits", None, None)
         state = fresh(world, config, images, Pixels((1, 8, 8), images.levels))
-        phase = Phase(state, config.phases[0], 1, 0, Path(config.run))
+        phase = Phase(state, config.phases[0], 1, 0, Path(config.run_dir))
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
         phase._train(next(stretches(phase.plan, phase.begin, [])), lambda: None)

@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
     for size in (1, 3):
         chosen = [config for (_, number), config in configs.items() if number == size]
         in_processes(size, train, chosen, directory=directory / f"meet-{size}")
-    return {key: Path(config.run) for key, config in configs.items()}
+    return {key: Path(config.run_dir) for key, config in configs.items()}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -245,7 +245,7 @@ def undisturbed(tmp_path_factory):
     def of(size: int, engine: str = "ddp") -> Path:
         if (size, engine) not in runs:
             directory = tmp_path_factory.mktemp("undisturbed")
-            ended = run(size, ["--run", str(directory / "run"), *WORDS, *spread(size, engine)], directory / "meet")
+            ended = run(size, ["--run_dir", str(directory / "run"), *WORDS, *spread(size, engine)], directory / "meet")
             assert ended.codes == [0] * size, ended.said
             runs[size, engine] = directory / "run"
         return runs[size, engine]
@@ -272,7 +272,7 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
     case = CASES[name]
     directory = tmp_path / "run"
     scene = {"rank": case.rank, "target": case.target, "step": case.step}
-    words = ["--run", str(directory), *WORDS, *spread(case.size, case.engine)]
+    words = ["--run_dir", str(directory), *WORDS, *spread(case.size, case.engine)]
     ended = run(case.size, words, tmp_path / "first", case.fault, **scene)
 
     assert (tmp_path / "first" / "fired").read_text() == str(case.step), "the fault was never there"
@@ -284,7 +284,7 @@ def test_the_run_ends_and_goes_on(name, undisturbed, tmp_path):
         (line,) = ended.lines
         assert re.match(rf"pipeflow: {case.says}", line), line
 
-    resumed = run(case.size, ["--run", str(directory), "--resume", "auto"], tmp_path / "second")
+    resumed = run(case.size, ["--run_dir", str(directory), "--resume", "auto"], tmp_path / "second")
     assert resumed.codes == [0] * case.size, resumed.said
     if case.fault is not bad_losses:  # updates that were skipped are in the checkpoints
         assert_same_bits(undisturbed(case.size, case.engine), directory)
@@ -298,14 +298,14 @@ def loads_slowly(scene: Scene) -> None:
 
 def test_a_data_set_that_takes_long_to_load_is_waited_for(tmp_path):
     phases = ["--phases", '[{"schedule": "simultaneous", "steps": 2}]']
-    words = ["--run", str(tmp_path / "run"), *WORDS, *phases]
+    words = ["--run_dir", str(tmp_path / "run"), *WORDS, *phases]
     ended = run(2, words, tmp_path / "meet", loads_slowly, rank=0, target=0, step=0)
     assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0], ended.said
 
 
 def test_in_a_pipeline_nobody_is_waited_for(tmp_path):
     """`parallel.rejoin_s` is for training by parts; end to end a loss ends the run."""
-    words = ["--run", str(tmp_path / "run"), *WORDS, *spread(3, "pipeline"), "--parallel.rejoin_s", "60"]
+    words = ["--run_dir", str(tmp_path / "run"), *WORDS, *spread(3, "pipeline"), "--parallel.rejoin_s", "60"]
     ended = run(3, words, tmp_path / "meet", kill, rank=1, target=1, step=39)
     assert ended.codes == [1, -9, 1] and ended.seconds < SILENT, ended.said
 
@@ -325,17 +325,17 @@ def test_random_kills(seed, undisturbed, tmp_path):
     for number in range(3):
         rank = int(torch.randint(3, (), generator=generator))
         step = int(torch.randint(reached + 1, 43, (), generator=generator))
-        words = ["--run", str(directory), *WORDS, "--resume", "auto"]
+        words = ["--run_dir", str(directory), *WORDS, "--resume", "auto"]
         ended = run(3, words, tmp_path / f"meet-{number}", kill, rank=0, target=rank, step=step)
         assert ended.codes[rank] == -9 and 0 not in ended.codes, ended.said
         reached = max(checkpoint.steps_saved(directory), default=0)
-    ended = run(3, ["--run", str(directory), *WORDS, "--resume", "auto"], tmp_path / "meet-last")
+    ended = run(3, ["--run_dir", str(directory), *WORDS, "--resume", "auto"], tmp_path / "meet-last")
     assert ended.codes == [0, 0, 0], ended.said
     assert_same_bits(undisturbed(3), directory)
 
 
 def test_a_fault_that_never_comes_is_noticed(tmp_path):
     """What every case relies on: without its fault a run succeeds and leaves no "fired"."""
-    words = ["--run", str(tmp_path / "run"), *WORDS]
+    words = ["--run_dir", str(tmp_path / "run"), *WORDS]
     ended = run(1, words, tmp_path / "meet", kill, rank=0, target=0, step=99)
     assert ended.codes == [0] and not (tmp_path / "meet" / "fired").exists()

@@ -87,7 +87,7 @@ QUICK = {
 def test_only_the_lost_process_starts_again(name, undisturbed, tmp_path):  # noqa: F811
     case = CASES[name]
     scene = {"rank": case.rank, "target": case.rank, "step": case.step}
-    words = ["--run", str(tmp_path / "run"), *WORDS, *WAITS]
+    words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS]
     ended = run(case.size, words, tmp_path / "meet", case.fault, comes_back=True, **scene)
     assert (tmp_path / "meet" / "fired").read_text() == str(case.step), "the fault was never there"
     assert ended.codes == [0] * case.size, ended.said
@@ -105,7 +105,7 @@ def test_what_another_life_has_kept_is_not_taken_up(undisturbed, tmp_path):  # n
     kept = tmp_path / "run" / "rejoin" / "rank-1-1-10.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"of another cut")
-    words = ["--run", str(tmp_path / "run"), *WORDS, *WAITS]
+    words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS]
     scene = {"rank": 1, "target": 1, "step": 10}
     ended = run(3, words, tmp_path / "meet", killed_before_it_keeps_anything, comes_back=True, **scene)
     assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0, 0], ended.said

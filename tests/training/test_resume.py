@@ -44,12 +44,12 @@ def whole(tmp_path_factory):
         tmp_path_factory.mktemp("resume") / "run", PHASES, ema=0.8, checkpoint=CheckpointConfig(every=1, keep=100)
     )
     fit(config)
-    assert checkpoint.steps_saved(Path(config.run)) == list(range(1, STEPS + 1))
+    assert checkpoint.steps_saved(Path(config.run_dir)) == list(range(1, STEPS + 1))
     return config
 
 
 def saved(config, step):
-    return Path(config.run) / "checkpoints" / f"step-{step}"
+    return Path(config.run_dir) / "checkpoints" / f"step-{step}"
 
 
 def assert_equal_ends(one, other, step=STEPS):
@@ -60,10 +60,13 @@ def assert_equal_ends(one, other, step=STEPS):
 
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_from_any_step_to_the_same_bits(step, whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"))
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"))
     result = fit(config, resume=saved(whole, step))
     assert_equal_ends(whole, config)
-    assert result["test_bits_per_dim"] == json.loads((Path(whole.run) / "result.json").read_text())["test_bits_per_dim"]
+    assert (
+        result["test_bits_per_dim"]
+        == json.loads((Path(whole.run_dir) / "result.json").read_text())["test_bits_per_dim"]
+    )
     assert [phase["steps"] for phase in result["phases"]] == [5, 6, 4, 5, 3]
 
 
@@ -73,13 +76,13 @@ def go_on(init_method: str, config, source) -> None:
 
 @pytest.mark.parametrize(("size", "step"), [(2, 3), (3, 8)])
 def test_in_other_processes_to_the_same_bits_while_by_parts(size, step, whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=PHASES[:2])
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), phases=PHASES[:2])
     in_processes(size, go_on, config, saved(whole, step), directory=tmp_path / "meet")
     assert_equal_ends(whole, config, 11)
 
 
 def test_in_other_processes_close_to_it_end_to_end(whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=PHASES[:3])
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), phases=PHASES[:3])
     in_processes(2, go_on, config, saved(whole, 12), directory=tmp_path / "meet")
     tensors, others = checkpoint.load(saved(whole, 15))[0], checkpoint.load(saved(config, 15))[0]
     for name in tensors:
@@ -99,7 +102,7 @@ def test_cut_anew_nothing_is_lost(name, whole, tmp_path, capsys, monkeypatch):
     """All weights and moments of the model are there after the switch of cuts, and training goes on."""
     cut = CUTS[name]
     phases = [PhaseConfig("simultaneous", steps=2, optimizer="adamw")]
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"), cut=cut, phases=phases)
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), cut=cut, phases=phases)
     carried = {}
 
     def watched(state, source):
@@ -139,7 +142,7 @@ def test_cut_anew_while_some_parts_have_not_started(tmp_path):
     fit(config)
     source = saved(config, 1)
     assert checkpoint.load(source)[1].started == 1
-    other = dataclasses.replace(config, run=str(tmp_path / "b"), cut=CutConfig("explicit", 2, [3]))
+    other = dataclasses.replace(config, run_dir=str(tmp_path / "b"), cut=CutConfig("explicit", 2, [3]))
     fit(other, resume=source)
     before, after = checkpoint.load(source)[0], checkpoint.load(saved(other, 6))[0]
     started = [name for name in before if name.endswith("actnorm.initialised") and before[name]]
@@ -150,7 +153,7 @@ def test_cut_anew_while_some_parts_have_not_started(tmp_path):
 
 
 def test_end_to_end_from_a_run_by_parts(whole, tmp_path):
-    config = dataclasses.replace(whole, run=str(tmp_path / "run"), phases=[PhaseConfig("end_to_end", steps=2)])
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), phases=[PhaseConfig("end_to_end", steps=2)])
     fit(config, resume=saved(whole, 4))
     weight = "step/steps.1.coupling.network.0.weight"
     assert checkpoint.load(saved(config, 6))[0][weight] == 6
@@ -171,7 +174,7 @@ def test_a_stop_leaves_out_no_evaluation(tmp_path):
 
 
 def words(config, *more):
-    file = Path(config.run).with_suffix(".yaml")
+    file = Path(config.run_dir).with_suffix(".yaml")
     file.write_text(config.as_yaml())
     return ["--config", str(file), *more]
 
@@ -179,38 +182,38 @@ def words(config, *more):
 @pytest.fixture
 def copy(whole, tmp_path):
     """A copy of the run that a test may damage, without its result, up to step 12."""
-    shutil.copytree(whole.run, tmp_path / "run")
+    shutil.copytree(whole.run_dir, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     for step in range(13, STEPS + 1):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step}")
-    return dataclasses.replace(whole, run=str(tmp_path / "run"))
+    return dataclasses.replace(whole, run_dir=str(tmp_path / "run"))
 
 
 def test_auto_goes_on_with_the_settings_of_the_run(copy, whole):
-    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert main(["--run_dir", copy.run_dir, "--resume", "auto"]) == 0
     assert_equal_ends(whole, copy)
 
 
 def test_what_was_written_behind_the_checkpoint_comes_once(copy, whole):
-    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert main(["--run_dir", copy.run_dir, "--resume", "auto"]) == 0
     for name in ("part-1", "part-2", "part-3", "end_to_end"):
-        lines = [(Path(run.run) / "metrics" / f"{name}.jsonl").read_text().splitlines() for run in (copy, whole)]
+        lines = [(Path(run.run_dir) / "metrics" / f"{name}.jsonl").read_text().splitlines() for run in (copy, whole)]
         figures = [[(line["step"], line["bits_per_dim"]) for line in map(json.loads, text)] for text in lines]
         assert figures[0] == figures[1]
 
 
 def test_a_finished_run_is_left_as_it_is(whole, capsys):
-    before = {path: path.read_bytes() for path in Path(whole.run).rglob("*") if path.is_file()}
-    assert main(["--run", whole.run, "--resume", "auto"]) == 0
+    before = {path: path.read_bytes() for path in Path(whole.run_dir).rglob("*") if path.is_file()}
+    assert main(["--run_dir", whole.run_dir, "--resume", "auto"]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
-    assert before == {path: path.read_bytes() for path in Path(whole.run).rglob("*") if path.is_file()}
+    assert before == {path: path.read_bytes() for path in Path(whole.run_dir).rglob("*") if path.is_file()}
 
 
 def test_more_phases_go_on_from_the_end(copy, whole):
     longer = [*PHASES, PhaseConfig("end_to_end", steps=2, optimizer="adamax")]
     assert main(words(dataclasses.replace(copy, phases=longer), "--resume", "auto")) == 0
     assert_equal_ends(whole, copy)
-    assert checkpoint.steps_saved(Path(copy.run))[-1] == STEPS + 2
+    assert checkpoint.steps_saved(Path(copy.run_dir))[-1] == STEPS + 2
 
 
 def test_auto_without_a_run_starts_afresh(tmp_path, capsys):
@@ -221,38 +224,38 @@ def test_auto_without_a_run_starts_afresh(tmp_path, capsys):
 
 def test_a_damaged_newest_one_is_passed_over_and_kept(copy, whole, capsys):
     (saved(copy, 12) / "part-2.safetensors").write_bytes(b"")
-    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert main(["--run_dir", copy.run_dir, "--resume", "auto"]) == 0
     out = capsys.readouterr().out
     assert "part-2.safetensors is damaged: its checksum is not the manifest's." in out and "goes on from" in out
     assert_equal_ends(whole, copy)
-    assert len(list((Path(copy.run) / "checkpoints").glob("step-12.damaged-*"))) == 1
+    assert len(list((Path(copy.run_dir) / "checkpoints").glob("step-12.damaged-*"))) == 1
 
 
 def test_a_newest_one_whose_manifest_is_damaged_is_passed_over(copy, whole, capsys):
     (saved(copy, 12) / "manifest.json").write_text("{")
-    assert main(["--run", copy.run, "--resume", "auto"]) == 0
+    assert main(["--run_dir", copy.run_dir, "--resume", "auto"]) == 0
     assert "manifest.json is damaged" in capsys.readouterr().out
     assert_equal_ends(whole, copy)
 
 
 def test_the_command_line_wins_over_the_checkpoints_settings(copy):
     config, resume = settle(
-        ["--run", copy.run, "--resume", "auto", "--checkpoint.every", "7", "--cut.scheme", "balanced"]
+        ["--run_dir", copy.run_dir, "--resume", "auto", "--checkpoint.every", "7", "--cut.scheme", "balanced"]
     )
     assert resume == "auto" and config.checkpoint.every == 7 and config.glow == copy.glow
     assert config.cut == copy.cut and config.phases == copy.phases, "a balanced cut of 3 was measured once"
-    config, _ = settle(["--run", copy.run, "--resume", "auto", "--cut.scheme", "across_blocks"])
+    config, _ = settle(["--run_dir", copy.run_dir, "--resume", "auto", "--cut.scheme", "across_blocks"])
     assert config.cut == CutConfig("across_blocks", 3, provisional_prior="learned")
     phases = '[{"schedule": "simultaneous", "steps": 5}]'
-    config, _ = settle(["--run", copy.run, "--resume", "auto", "--phases", phases])
+    config, _ = settle(["--run_dir", copy.run_dir, "--resume", "auto", "--phases", phases])
     assert config.phases == [PhaseConfig("simultaneous", steps=5)], "a list is given whole"
 
 
 def test_a_path_belongs_to_its_run(copy, tmp_path):
     config, resume = settle(["--resume", str(saved(copy, 12))])
-    assert (Path(config.run), resume) == (Path(copy.run), saved(copy, 12))
-    config, resume = settle(["--resume", copy.run, "--run", str(tmp_path / "branch")])
-    assert (Path(config.run), resume) == (tmp_path / "branch", saved(copy, 12))
+    assert (Path(config.run_dir), resume) == (Path(copy.run_dir), saved(copy, 12))
+    config, resume = settle(["--resume", copy.run_dir, "--run_dir", str(tmp_path / "branch")])
+    assert (Path(config.run_dir), resume) == (tmp_path / "branch", saved(copy, 12))
 
 
 def test_a_restarted_worker_goes_on_whatever_its_command_line_says(copy, monkeypatch):
@@ -393,7 +396,7 @@ def test_damaged_checkpoints_are_refused_in_a_sentence(name, copy, tmp_path, cap
     monkeypatch.chdir(tmp_path)
     damage, message = DAMAGED[name]
     damage(saved(copy, 12))
-    assert main(["--resume", str(saved(copy, 12)), "--run", str(tmp_path / "branch")]) == 2
+    assert main(["--resume", str(saved(copy, 12)), "--run_dir", str(tmp_path / "branch")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pipeflow: ") and message in line, line
     assert not (tmp_path / "branch").exists() and not (tmp_path / "trapped").exists()
@@ -417,24 +420,24 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_past_cannot_change(name, copy, capsys):
     changes, message = FOREIGN[name]
-    before = {path: path.read_bytes() for path in Path(copy.run).rglob("*") if path.is_file()}
-    assert main(["--run", copy.run, "--resume", "auto", *changes]) == 2
+    before = {path: path.read_bytes() for path in Path(copy.run_dir).rglob("*") if path.is_file()}
+    assert main(["--run_dir", copy.run_dir, "--resume", "auto", *changes]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line, line
-    assert before == {path: path.read_bytes() for path in Path(copy.run).rglob("*") if path.is_file()}
+    assert before == {path: path.read_bytes() for path in Path(copy.run_dir).rglob("*") if path.is_file()}
 
 
 def test_a_branch_needs_a_directory_of_its_own(copy, whole, capsys):
     assert main(["--resume", str(saved(copy, 7))]) == 2
     assert "goes on to step 12, behind step-7. Give the branch that begins here" in capsys.readouterr().err
-    assert main(["--resume", str(saved(copy, 7)), "--run", whole.run]) == 2
+    assert main(["--resume", str(saved(copy, 7)), "--run_dir", whole.run_dir]) == 2
     assert "already holds a run" in capsys.readouterr().err
 
 
 def test_no_whole_checkpoint_at_all(copy, capsys):
     for step in range(1, 13):
         (saved(copy, step) / "part-1.safetensors").write_bytes(b"")
-    assert main(["--run", copy.run, "--resume", "auto"]) == 2
+    assert main(["--run_dir", copy.run_dir, "--resume", "auto"]) == 2
     assert "has no whole checkpoint" in capsys.readouterr().err
 
 
@@ -454,7 +457,7 @@ sys.stdin.read()
 
 def test_a_run_that_others_train_in_is_left_alone(whole, tmp_path, capfd):
     directory = tmp_path / "run"
-    shutil.copytree(whole.run, directory)
+    shutil.copytree(whole.run_dir, directory)
     discard = [path for path in (directory / "checkpoints").iterdir() if path.name > "step-1"]
     for path in discard:
         shutil.rmtree(path)
@@ -462,7 +465,7 @@ def test_a_run_that_others_train_in_is_left_alone(whole, tmp_path, capfd):
     command = [sys.executable, "-c", HOLDER, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        assert main(["--run", str(directory), "--resume", "auto"]) == 2
+        assert main(["--run_dir", str(directory), "--resume", "auto"]) == 2
         other.stdin.close()
     assert re.search("is being trained in by another process; wait for it", capfd.readouterr().err)
     assert {path: path.read_bytes() for path in before} == before

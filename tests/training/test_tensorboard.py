@@ -26,7 +26,7 @@ def run(tmp_path_factory):
         tmp_path_factory.mktemp("board") / "run", PHASES, checkpoint=CheckpointConfig(every=15, keep=9)
     )
     fit(config)
-    return Path(config.run)
+    return Path(config.run_dir)
 
 
 def lines(run, name):
