@@ -43,7 +43,7 @@ def test_all_of_them_are_there():
 @every_file
 def test_every_file_parses_and_has_a_run_directory_of_its_own(name):
     assert read(name).run_dir == f"runs/{name}"
-    assert yaml.safe_load(FILES[name].read_text(encoding="utf-8"))["run"] == f"runs/{name}"
+    assert yaml.safe_load(FILES[name].read_text(encoding="utf-8"))["run_dir"] == f"runs/{name}"
 
 
 @every_file

@@ -14,7 +14,7 @@ def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others
     """2 levels × 3 steps × 8 in 3 parts, learned priors, so that every kind of parameter takes part."""
     return Config(
         **{
-            "run": str(run),
+            "run_dir": str(run),
             "device": "cpu",
             "glow": GlowConfig(levels=2, steps=3, hidden=8, top_prior="learned"),
             "data": DataConfig(batch=batch, init_batch=32),
