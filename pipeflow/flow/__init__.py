@@ -3,6 +3,7 @@
 from .actnorm import ActNorm
 from .conv1x1 import LUConv1x1, PlainConv1x1
 from .coupling import AdditiveCoupling, AffineCoupling
+from .flow_prior import FlowPrior
 from .packet import Packet
 from .prior import ChannelGaussian, StandardNormal, make_prior
 from .split import Split
@@ -15,6 +16,7 @@ __all__ = [
     "AffineCoupling",
     "ChannelGaussian",
     "Event",
+    "FlowPrior",
     "LUConv1x1",
     "Packet",
     "PlainConv1x1",

@@ -34,6 +34,9 @@ class StandardNormal(nn.Module):
         """eps → z, the inverse of `standardise`."""
         return eps
 
+    def initialise(self, z: Tensor) -> None:
+        """Data-dependent start from a batch z (B, *event); nothing to do for a density without one."""
+
     def extra_repr(self) -> str:
         return f"{self.event}"
 

@@ -1,13 +1,17 @@
 """Settings of a model → its steps, cut into parts with their priors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..data import Space
-from ..flow import Step
+from ..flow import Event, FlowPrior, StandardNormal, Step
 from .cut import CutConfig, flow_step_positions, scheme_cut
 from .glow import GlowConfig, glow_steps
+from .head import glow_head
 from .precision import Layout, Precision, set_precision
-from .truncated import Truncated, truncate
+from .truncated import MakePrior, Truncated, truncate
 from .user_flow import Maker, check_name, own_steps
 
 
@@ -53,6 +57,22 @@ def build(settings: ModelSettings, pixels: Space, flow: Maker | None = None) -> 
     levels = 1 if flow else settings.glow.levels
     at = scheme_cut(settings.cut, levels, len(flow_step_positions(steps)) // levels)
     top_prior = "standard" if flow else settings.glow.top_prior
-    slices, whole = truncate(steps, at, pixels.shape, top_prior, settings.cut.provisional_prior)
-    set_precision(whole, settings.precision, settings.layout)
+    slices, whole = truncate(steps, at, pixels.shape, top_prior, _provisional_prior(settings, flow))
+    for piece in (*slices, whole):
+        set_precision(piece, settings.precision, settings.layout)
     return dict(enumerate(slices)), whole
+
+
+def _provisional_prior(settings: ModelSettings, flow: Maker | None) -> str | MakePrior:
+    """What a part learns with that is not the last: the name of a density, or what makes its head."""
+    if settings.cut.provisional_prior != "flow":
+        return settings.cut.provisional_prior
+
+    def make_prior(border: int, event: Event, remaining: Sequence[Step]) -> StandardNormal:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1_000_003 * (settings.seed + 1) + border)
+            head = getattr(flow, "head", None)
+            steps = head(event) if head else glow_head(settings.glow, settings.cut.head, event, remaining)
+        return FlowPrior(steps, event)
+
+    return make_prior

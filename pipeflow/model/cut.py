@@ -5,12 +5,30 @@ its parameters (`steps.17.coupling.…`), so that joining is a union of dicts an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
 from ..flow import Event, Step
 from .part import Part
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The small flow behind a border (`cut.provisional_prior: flow`).
+
+    Attributes:
+        steps: flow steps per level that remains of the model.
+        hidden: width of the coupling networks of a Glow's head; None takes half of the model's.
+    """
+
+    steps: int = 1
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "hidden"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"cut.head.{name} is {value}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -22,13 +40,16 @@ class CutConfig:
             parts − 1 levels), "explicit" (`at`) or "balanced" (from measured step times; becomes explicit).
         parts: number of parts; never taken from the number of processes.
         at: how many flow steps lie before each border; for "explicit" only.
-        provisional_prior: prior of every part but the last, "standard" normal or "learned" a channel.
+        provisional_prior: prior of every part but the last: "standard" normal, a "learned" normal per channel, or a
+            "flow": a head, which stands in for what remains of the model while a part learns and is then dropped.
+        head: size of the heads; for the provisional prior "flow" only.
     """
 
     scheme: Literal["by_blocks", "across_blocks", "balanced", "explicit"] = "across_blocks"
     parts: int = 3
     at: list[int] | None = None
-    provisional_prior: Literal["standard", "learned"] = "standard"
+    provisional_prior: Literal["standard", "learned", "flow"] = "standard"
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
         if self.parts < 1:

@@ -6,7 +6,7 @@ is wrapped for distribution is this module, so that every parameter that learns 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -39,6 +39,12 @@ class Truncated(nn.Module):
         """(B,) nats an image, of a packet that has left the part."""
         return -(packet.logp + self.prior.log_prob(packet.z))
 
+    def initialise(self, given: Packet) -> Packet:
+        """Data-dependent start of the part and of its prior; returns the packet behind the part."""
+        packet = self.part.initialise(given)
+        self.prior.initialise(packet.z)
+        return packet
+
     def global_name(self, name: str) -> str:
         """This module's name of a parameter or buffer → its name in the whole model, the same in every cut."""
         owner, rest = name.split(".", 1)
@@ -67,8 +73,12 @@ def bits_per_dim(nll: Tensor, dims: int) -> Tensor:
     return nll / (dims * math.log(2))
 
 
+MakePrior = Callable[[int, Event, Sequence[Step]], StandardNormal]
+"""Makes a provisional prior: flow steps before the border, shape of the latent there, the steps that remain → prior."""
+
+
 def truncate(
-    steps: list[Step], at: tuple[int, ...], event: Event, top_prior: str, provisional_prior: str
+    steps: list[Step], at: tuple[int, ...], event: Event, top_prior: str, provisional_prior: str | MakePrior
 ) -> tuple[list[Truncated], Truncated]:
     """Cuts a flow, and gives every part its prior.
 
@@ -76,16 +86,21 @@ def truncate(
         steps: the whole flow.
         at: how many flow steps lie before each border.
         event: shape of what enters.
-        top_prior, provisional_prior: "standard" or "learned", for the last part and for the others.
+        top_prior: "standard" or "learned", for the last part.
+        provisional_prior: for the others likewise, or what makes them.
 
     Returns:
         The slices, and the whole: the same modules as one part, with the last slice's prior.
     """
     parts = cut_steps(steps, at, event)
-    slices = [
-        Truncated(part, make_prior(provisional_prior, part.event_out), f"provisional.{border}")
-        for part, border in zip(parts, at, strict=False)
-    ]
+    slices, used = [], 0
+    for part, border in zip(parts, at, strict=False):
+        used += len(part.steps)
+        if isinstance(provisional_prior, str):
+            prior = make_prior(provisional_prior, part.event_out)
+        else:
+            prior = provisional_prior(border, part.event_out, steps[used:])
+        slices.append(Truncated(part, prior, f"provisional.{border}"))
     slices.append(Truncated(parts[-1], make_prior(top_prior, parts[-1].event_out), "prior"))
     whole = Truncated(cut_steps(steps, (), event)[0], slices[-1].prior, "prior")
     return slices, whole

@@ -30,9 +30,9 @@ def start(state: State, learners: tuple[int, ...]) -> None:
         state.whole.part.initialise(head.recv())
     else:
         for place, inbox, outbox in (ends := state.chain.lay(head, size, 1, max(new))):
-            part, given = state.slices[place].part, inbox.recv()
+            piece, given = state.slices[place], inbox.recv()
             with torch.no_grad():
-                outbox.send((part.initialise(given) if place in new else part(given)).sealed())
+                outbox.send((piece.initialise(given) if place in new else piece.part(given)).sealed())
         close(ends)
         for place in new & set(state.world.mine):
             state.world.equalise(state.slices[place])
