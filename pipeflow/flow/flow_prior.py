@@ -1,7 +1,7 @@
 """A small flow as the prior of a truncated flow: a better judge of a latent in the middle of a flow than a normal.
 
-What leaves a part that is not the last is far from a standard normal, and a part that is scored by one learns to make it
-so at the expense of what the later parts could do. A *head* stands in for these: a small flow of what remains of the
+What leaves a part that is not the last is far from a standard normal, and a part that is scored by one learns to make
+it so at the expense of what the later parts could do. A *head* stands in for these: a small flow of what remains of the
 model, trained with the part and dropped when training by parts is over.
 """
 

@@ -2,13 +2,13 @@
 
 from .activations import NAMES, Activations, Compile, Drift, check_passage, make_passage
 from .build import ModelSettings, build, steps_of
-from .cut import CutConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
+from .cut import CutConfig, HeadConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
 from .flow_model import Flow, Glow
 from .glow import GlowConfig, glow_steps
 from .precision import Layout, Precision, set_precision, set_tensor_cores
 from .slot_names import SLOT, averaged, is_average
 from .truncated import Truncated, bits_per_dim, global_state
-from .user_flow import Maker, check_flow, check_name
+from .user_flow import Maker, UserFlow, check_flow, check_name
 
 __all__ = [
     "NAMES",
@@ -20,11 +20,13 @@ __all__ = [
     "Flow",
     "Glow",
     "GlowConfig",
+    "HeadConfig",
     "Layout",
     "Maker",
     "ModelSettings",
     "Precision",
     "Truncated",
+    "UserFlow",
     "averaged",
     "bits_per_dim",
     "build",

@@ -12,7 +12,7 @@ from .glow import GlowConfig, glow_steps
 from .head import glow_head
 from .precision import Layout, Precision, set_precision
 from .truncated import MakePrior, Truncated, truncate
-from .user_flow import Maker, check_name, own_steps
+from .user_flow import Maker, UserFlow, check_name, own_steps
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,17 @@ def _provisional_prior(settings: ModelSettings, flow: Maker | None) -> str | Mak
     """What a part learns with that is not the last: the name of a density, or what makes its head."""
     if settings.cut.provisional_prior != "flow":
         return settings.cut.provisional_prior
+    if flow is not None and not isinstance(flow, UserFlow):
+        raise ValueError(
+            f"cut.provisional_prior is flow, but the flow '{settings.flow}' comes without heads; hand over "
+            "pipeflow.UserFlow(steps, head), or use standard or learned."
+        )
 
     def make_prior(border: int, event: Event, remaining: Sequence[Step]) -> StandardNormal:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1_000_003 * (settings.seed + 1) + border)
-            head = getattr(flow, "head", None)
-            steps = head(event) if head else glow_head(settings.glow, settings.cut.head, event, remaining)
-        return FlowPrior(steps, event)
+            if isinstance(flow, UserFlow):
+                return FlowPrior(flow.head(event), event)
+            return FlowPrior(glow_head(settings.glow, settings.cut.head, event, remaining), event)
 
     return make_prior

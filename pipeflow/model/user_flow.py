@@ -7,6 +7,7 @@ contract that every part relies on (flow/step.py), a few random latents find out
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from .cut import flow_step_positions
 
 Maker = Callable[[], Sequence[Step]]
 """Makes the steps of a flow, in order, anew at every call; random weights come from torch's global generator."""
+
+
+@dataclass(frozen=True)
+class UserFlow:
+    """A flow of a script's own, with heads for its parts; a plain function of its steps will do where there are none.
+
+    Attributes:
+        steps: makes the steps of the flow.
+        head: makes the steps of a head for latents of a shape (without the batch); for the setting
+            `cut.provisional_prior: flow`.
+    """
+
+    steps: Maker
+    head: Callable[[Event], Sequence[Step]]
+
+    def __call__(self) -> Sequence[Step]:
+        return self.steps()
 
 
 def own_steps(make: Maker, seed: int) -> list[Step]:
