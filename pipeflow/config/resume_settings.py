@@ -12,7 +12,7 @@ import yaml
 
 from ..storage import checkpoint
 from .config import Config
-from .parser import parse_resume
+from .parser import parse_resume, renamed
 from .plain_yaml import settings_in
 
 Resume = Path | Literal["auto"] | None
@@ -45,7 +45,7 @@ def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config
     else:
         return config, "auto"
     try:
-        config, _ = _filled(arguments, then | {"run_dir": str(run)})
+        config, _ = _filled(arguments, renamed(then) | {"run_dir": str(run)})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"With the settings of {told}: {error}") from error
     at = checkpoint.read_manifest(source).at if source else then["cut"]["at"] or []
