@@ -86,7 +86,7 @@ class Phase:
             mine = []  # the first replica keeps the record
         self._metrics = directory / "metrics"
         self._streams = {place: Stream(self._metrics / f"{names[place]}.jsonl") for place in mine}
-        self._boards = {place: Board(directory, names[place], state.step) for place in mine}
+        self._boards = {place: Board(directory / "tensorboard" / names[place], state.step) for place in mine}
         self._names = names
         self._progress = Progress(state.world, names, self.end - begin, batch)
         self._stop = Stop(state.world)
