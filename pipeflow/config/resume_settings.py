@@ -2,18 +2,15 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ..model import CutConfig
 from ..storage import checkpoint
 from .config import Config
-from .parser import parse_resume, renamed
-from .plain_yaml import settings_in
+from .parser import from_dict, read_words
+from .yaml_text import read_file
 
 Resume = Path | Literal["auto"] | None
 
@@ -31,7 +28,8 @@ def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config
     Raises:
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
-    config, wish = parse_resume(arguments) if base is None else _filled(arguments, base.as_dict())
+    given, wish = read_words(arguments)
+    config = _filled((base or Config()).as_dict(), given)
     run = Path(config.run_dir)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish = "auto"
@@ -41,12 +39,12 @@ def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config
     if source:
         then, told = checkpoint.read_manifest(source).config, source
     elif (run / "config.yaml").is_file():  # interrupted before its first checkpoint
-        then, told = yaml.safe_load((run / "config.yaml").read_text()), run / "config.yaml"
+        then, told = read_file(run / "config.yaml"), run / "config.yaml"
     else:
         return config, "auto"
     try:
-        config, _ = _filled(arguments, renamed(then) | {"run_dir": str(run)})
-    except (ValueError, TypeError, KeyError) as error:
+        config = _filled(then, {"run_dir": str(run)} | given)
+    except ValueError as error:
         raise ValueError(f"With the settings of {told}: {error}") from error
     at = checkpoint.read_manifest(source).at if source else then["cut"]["at"] or []
     if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
@@ -80,17 +78,11 @@ def _named(path: Path, otherwise: Path) -> tuple[Path, Path]:
     return path, otherwise
 
 
-def _filled(arguments: Sequence[str], base: dict[str, Any]) -> tuple[Config, str | None]:
-    """The settings of a command line, what it leaves open from `base`, and what `--resume` says."""
-    words: list[str] = []
-    given: dict[str, Any] = {}
-    for word, after in pairwise([*arguments, ""]):
-        file = after if word == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else None
-        if file is not None:
-            found = settings_in(Path(file))
-            given |= found
-            words += ["--phases=[]"] * ("phases" in found)  # a list is given whole
-        words.append(word)
-    if "cut" in given or any(re.match(r"--cut\.(scheme|parts|at)", word) for word in arguments):
-        base = base | {"cut": {"provisional_prior": base["cut"]["provisional_prior"]}}
-    return parse_resume(words, base)
+def _filled(settings: dict[str, Any], given: dict[str, Any]) -> Config:
+    """`given` over other settings; a cut that is given takes nothing but the provisional prior from the other one."""
+    cut = given.get("cut")
+    if isinstance(cut, dict) and not {"scheme", "parts", "at"}.isdisjoint(cut):
+        unset = {"cut": dataclasses.asdict(CutConfig())}
+        del unset["cut"]["provisional_prior"]
+        return from_dict(settings, unset, given)
+    return from_dict(settings, given)

@@ -19,9 +19,12 @@ from safetensors.torch import load as tensors_from
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from ..settings import AtLeast1, settings
+
 FORMAT = 2
 
 
+@settings("checkpoint")
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When a run is saved, besides the end of every phase.
@@ -31,14 +34,8 @@ class CheckpointConfig:
         keep: how many of the newest stay; the best by test bits/dim stays as well.
     """
 
-    every: int | None = 1000
-    keep: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("every", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"checkpoint.{name} is {value}; it must be at least 1.")
+    every: AtLeast1 | None = 1000
+    keep: AtLeast1 = 3
 
 
 @dataclass(frozen=True)
