@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .cli import leave_the_word_to_rank_0, tell
 from .config import Config, settle
 from .data import Splits
-from .distributed import Watch, open_world
+from .distributed import Watch, open_world, prepare_process
 from .errors import LostError
 from .model import Maker
 from .training import fit
@@ -31,6 +31,7 @@ def main(
     try:
         config, resume = settle(sys.argv[1:] if arguments is None else arguments, base)
         world = open_world(config.parallel, config.cut.parts, config.device)
+        prepare_process(config.parallel.threads, world.device)
     except LostError as error:
         print(f"pipeflow: {error}", file=sys.stderr, flush=True)
         return 1

@@ -9,6 +9,7 @@ from .grid import grid, owners
 from .heartbeat import EVERYONE, Pulse
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
+from .process_settings import intra_op_threads, prepare_process
 from .process_world import open_world
 from .settings import WIRES, ParallelConfig
 from .sharding import local, placed, whole
@@ -27,11 +28,13 @@ __all__ = [
     "World",
     "choose_device",
     "grid",
+    "intra_op_threads",
     "keep_memory",
     "local",
     "open_world",
     "owners",
     "placed",
+    "prepare_process",
     "say",
     "totals",
     "whole",

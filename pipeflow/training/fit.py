@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
-from ..distributed import Stop, World, open_world, say
+from ..distributed import Stop, World, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, set_tensor_cores, steps_of
 from ..planning import balanced_cut, flow_step_costs, measure_steps, read_plan
@@ -31,6 +31,8 @@ def fit(
 ) -> dict[str, Any]:
     """Trains, evaluates and saves, in as many processes as the environment describes.
 
+    It computes with `parallel.threads` threads, and gives the caller's number back at its end.
+
     Args:
         config: the settings; all processes must have the same.
         world: the processes; by default those that the environment describes.
@@ -51,6 +53,11 @@ def fit(
         StopRequested: the run was asked to stop, and has been saved.
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
+    with intra_op_threads(config.parallel.threads):
+        return _run(world, config, resume, flow, data)
+
+
+def _run(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> dict[str, Any]:
     set_tensor_cores(config.precision)
     state = _come_back(world, config, flow, data) if world.standing else _prepare(world, config, resume, flow, data)
     config, run = state.config, Path(state.config.run_dir)
