@@ -11,7 +11,7 @@ from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_settings import intra_op_threads, prepare_process
 from .process_world import open_world
-from .settings import WIRES, ParallelConfig
+from .settings import WIRES, ParallelConfig, bytes_per_image
 from .sharding import local, placed, whole
 from .socket_counters import totals
 from .watchdog import Watch
@@ -26,6 +26,7 @@ __all__ = [
     "Stop",
     "Watch",
     "World",
+    "bytes_per_image",
     "choose_device",
     "grid",
     "intra_op_threads",
