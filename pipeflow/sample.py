@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cli import Options, leave_the_word_to_rank_0
 from .data import Images, Space, Splits, fetch, images_of, save_sheet
-from .distributed import ParallelConfig, World, open_world, say
+from .distributed import ParallelConfig, World, open_world, prepare_process, say
 from .errors import LostError
 from .inference import (
     Source,
@@ -249,6 +249,7 @@ def main(
         world = open_world(
             ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method
         )
+        prepare_process(threads, world.device)
     except (ValueError, OSError) as error:
         leave_the_word_to_rank_0()
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
