@@ -193,6 +193,11 @@ def load(directory: Path) -> tuple[dict[str, Tensor], Manifest]:
     return tensors, manifest
 
 
+def load_part(directory: Path, part: int) -> dict[str, Tensor]:
+    """The tensors in one part's file, by global name."""
+    return tensors_from((directory / f"part-{part + 1}.safetensors").read_bytes())
+
+
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, if there is one, and what is wrong with those that are newer."""
     wrong = []
