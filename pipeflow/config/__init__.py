@@ -4,14 +4,14 @@ from .config import Config
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig, micro_batches
 from .resume_settings import Resume, settle
-from .schedule import Stretch, Turn, lessons, multiples, phase_steps, stops, stretches, turns
+from .schedule import Segment, Turn, lessons, multiples, phase_steps, segments, stops, turns
 
 __all__ = [
     "Config",
     "EndToEndConfig",
     "PhaseConfig",
     "Resume",
-    "Stretch",
+    "Segment",
     "Turn",
     "from_dict",
     "lessons",
@@ -19,8 +19,8 @@ __all__ = [
     "multiples",
     "parse_resume",
     "phase_steps",
+    "segments",
     "settle",
     "stops",
-    "stretches",
     "turns",
 ]

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from .config import Config
 from .parse_errors import sentence
 from .phases import PhaseConfig
-from .plain_yaml import check_plain
+from .plain_yaml import check_plain, settings_in
 
 
 def make_parser() -> ArgumentParser:
@@ -53,7 +54,7 @@ def parse_resume(
     """
     if base is not None:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
-            yaml.safe_dump(base, stream)
+            yaml.safe_dump(renamed(base), stream)
             stream.flush()
             return parse_resume(["--config", stream.name, *(sys.argv[1:] if arguments is None else arguments)])
     # torchrun takes "--run_dir" for the beginning of an option of its own; behind "--" it leaves words alone.
@@ -61,6 +62,7 @@ def parse_resume(
     # Where lists are equally long, jsonargparse fills what a phase leaves out from the list that it replaces; here a
     # list is given whole.
     words = [part for word in words for part in (["--phases=[]", word] if re.match("--phases(=|$)", word) else [word])]
+    words = [_current(word, before) for before, word in pairwise(["", *words])]
     check_plain(words, [member.name for member in dataclasses.fields(Config) if member.default is dataclasses.MISSING])
     parser = make_parser()
     try:
@@ -83,6 +85,22 @@ def from_dict(values: dict[str, Any], words: Sequence[str] = ()) -> Config:
         ValueError: a sentence about what is wrong.
     """
     return parse_resume(words, values)[0]
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings under their names of today: up to version 0.1.0, run_dir was called run."""
+    return {"run_dir" if name == "run" else name: value for name, value in values.items()}
+
+
+def _current(word: str, before: str) -> str:
+    """The name of a file of settings, or of one that says the same in the names of today; other words as they are."""
+    file = word if before == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else ""
+    found = settings_in(Path(file)) if file else {}
+    if "run" not in found:
+        return word
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as stream:
+        yaml.safe_dump(renamed(found), stream)
+    return word.removesuffix(file) + stream.name
 
 
 def _names(settings: type = Config, before: str = "") -> list[str]:
