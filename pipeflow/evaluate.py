@@ -21,7 +21,7 @@ import torch
 
 from .cli import Options, leave_the_word_to_rank_0
 from .data import PUBLISHED, DataConfig, Images, SourceName, Space, Splits, images_of
-from .distributed import ParallelConfig, World, open_world, say
+from .distributed import ParallelConfig, World, open_world, prepare_process, say
 from .errors import LostError
 from .inference import Scores, Trained, read, score, standard_error
 from .model import Maker, set_tensor_cores
@@ -73,7 +73,7 @@ def evaluate(
     trained = world.first(lambda: read(options.run, flow))
     set_tensor_cores(trained.config.precision)
     step = f"step {trained.manifest.step}"
-    torch.set_num_threads(trained.config.parallel.threads)
+    prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)
     splits = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cli import Options, leave_the_word_to_rank_0
 from .data import Images, Space, Splits, fetch, images_of, save_sheet
-from .distributed import ParallelConfig, World, open_world, say
+from .distributed import ParallelConfig, World, open_world, prepare_process, say
 from .errors import LostError
 from .inference import (
     Source,
@@ -59,7 +59,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     kinds.add_argument("--interpolate", nargs="*", type=int, metavar="I J", help="from test image I to J, and so on")
     kinds.add_argument("--reconstruct", type=int, metavar="N", help="the first N test images above what comes back")
     kinds.add_argument("--each-part", action="store_true", help="what the flow draws if it stops at each border")
-    parser.add_argument("--n", type=int, help="how many images to draw (default: 64)")
+    parser.add_argument(
+        "--images", "--n", dest="n", metavar="N", type=int, help="how many images to draw (default: 64)"
+    )
     parser.add_argument("--temperature", nargs="+", type=float, metavar="T", help="one or more (default: 0.7)")
     parser.add_argument("--seed", type=int, help="of the draw (default: 0)")
     parser.add_argument("--root", metavar="DIR", help="where the files of the run's test images are")
@@ -247,6 +249,7 @@ def main(
         world = open_world(
             ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method
         )
+        prepare_process(threads, world.device)
     except (ValueError, OSError) as error:
         leave_the_word_to_rank_0()
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
