@@ -10,9 +10,11 @@ from itertools import accumulate
 from typing import Literal
 
 from ..flow import Event, Step
+from ..settings import AtLeast1, settings
 from .part import Part
 
 
+@settings("cut.head")
 @dataclass(frozen=True)
 class HeadConfig:
     """The small flow behind a border (`cut.provisional_prior: flow`).
@@ -22,15 +24,11 @@ class HeadConfig:
         hidden: width of the coupling networks of a Glow's head; None takes half of the model's.
     """
 
-    steps: int = 1
-    hidden: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "hidden"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"cut.head.{name} is {value}; it must be at least 1.")
+    steps: AtLeast1 = 1
+    hidden: AtLeast1 | None = None
 
 
+@settings("cut")
 @dataclass(frozen=True)
 class CutConfig:
     """Where the borders are.
@@ -46,14 +44,12 @@ class CutConfig:
     """
 
     scheme: Literal["by_blocks", "across_blocks", "balanced", "explicit"] = "across_blocks"
-    parts: int = 3
+    parts: AtLeast1 = 3
     at: list[int] | None = None
     provisional_prior: Literal["standard", "learned", "flow"] = "standard"
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
-        if self.parts < 1:
-            raise ValueError(f"cut.parts is {self.parts}; there must be at least 1 part.")
         if (self.at is not None) != (self.scheme == "explicit"):
             raise ValueError(
                 f"cut.at is {self.at} with cut.scheme {self.scheme}; borders are listed for the scheme explicit, "

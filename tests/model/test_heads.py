@@ -190,7 +190,7 @@ def test_an_export_holds_no_head(runs, tmp_path):
 
 @pytest.mark.parametrize("head", [{"steps": 0}, {"hidden": 0}])
 def test_a_head_of_no_size(head):
-    with pytest.raises(ValueError, match=r"cut\.head\.\w+ is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=r"cut\.head\.\w+ is 0; it must be a whole number of at least 1"):
         HeadConfig(**head)
 
 
