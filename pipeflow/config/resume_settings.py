@@ -89,7 +89,7 @@ def _named(origin: Path) -> tuple[Path, Manifest]:
 
 
 def _filled(settings: dict[str, Any], given: dict[str, Any]) -> Config:
-    """`given` over other settings; a cut that is given takes nothing but the provisional prior and its heads from the other one."""
+    """`given` over other settings; a cut that is given takes only the provisional prior and its heads from the other."""
     cut = given.get("cut")
     if isinstance(cut, dict) and not {"scheme", "parts", "at"}.isdisjoint(cut):
         unset = {"cut": dataclasses.asdict(CutConfig())}
