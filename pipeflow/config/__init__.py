@@ -5,15 +5,15 @@ from .describe import Setting, describe
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
 from .resume_settings import Resume, settle
-from .schedule import Stretch, Turn, lessons, micro_batches, multiples, phase_steps, stops, stretches, turns
+from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 
 __all__ = [
     "Config",
     "EndToEndConfig",
     "PhaseConfig",
     "Resume",
+    "Segment",
     "Setting",
-    "Stretch",
     "Turn",
     "describe",
     "from_dict",
@@ -22,8 +22,8 @@ __all__ = [
     "multiples",
     "parse_resume",
     "phase_steps",
+    "segments",
     "settle",
     "stops",
-    "stretches",
     "turns",
 ]

@@ -1,4 +1,4 @@
-"""Who learns when: pure functions from phases to turns, and from turns to stretches between two evaluations.
+"""Who learns when: pure functions from phases to turns, and from turns to segments between two evaluations.
 
 Nothing here touches a tensor; the plans are carried out in training/phase.py and tested as literal tables.
 """
@@ -17,7 +17,7 @@ class Turn(NamedTuple):
     steps: int
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """What is done without a pause: `steps` batches of a phase's turn number `turn`, from batch `start` of the run."""
 
     turn: int
@@ -74,7 +74,7 @@ def multiples(every: int | None, start: int, end: int) -> list[int]:
     return [t for t in range(start + 1, end + 1) if t % every == 0] if every else []
 
 
-def stretches(plan: list[Turn], start: int, pauses: list[int], at: int | None = None) -> Iterator[Stretch]:
+def segments(plan: list[Turn], start: int, pauses: list[int], at: int | None = None) -> Iterator[Segment]:
     """Cuts turns at the steps where the run pauses.
 
     Args:
@@ -89,7 +89,7 @@ def stretches(plan: list[Turn], start: int, pauses: list[int], at: int | None = 
         borders = [max(start, at), *(step for step in pauses if max(start, at) < step < end), end]
         if at < end:
             for first, last in pairwise(borders):
-                yield Stretch(number, turn.learners, first, last - first)
+                yield Segment(number, turn.learners, first, last - first)
         start = end
 
 

@@ -10,7 +10,7 @@ from .heartbeat import EVERYONE, Pulse
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_world import open_world
-from .settings import WIRES, ParallelConfig
+from .settings import WIRES, ParallelConfig, bytes_per_image
 from .sharding import local, placed, whole
 from .socket_counters import totals
 from .watchdog import Watch
@@ -25,6 +25,7 @@ __all__ = [
     "Stop",
     "Watch",
     "World",
+    "bytes_per_image",
     "choose_device",
     "grid",
     "keep_memory",

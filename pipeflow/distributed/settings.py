@@ -1,6 +1,8 @@
 """Settings of the processes: how parts are spread over them, and how they reach each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -36,5 +38,14 @@ class ParallelConfig:
     rejoin_s: NotNegative = 0.0
     wire: Literal["fp32", "bf16"] = "fp32"
 
+    def bytes_per_image(self, event: Sequence[int]) -> int:
+        """Bytes that one image takes over a border while training by parts, if its latent has the shape `event`."""
+        return bytes_per_image(event, WIRES[self.wire])
+
 
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def bytes_per_image(event: Sequence[int], wire: torch.dtype) -> int:
+    """Bytes of one image in a packet: its latent of the shape `event` as `wire`, its log-likelihood as float32."""
+    return prod(event) * wire.itemsize + torch.float32.itemsize
