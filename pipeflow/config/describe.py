@@ -13,7 +13,7 @@ from .config import Config
 
 
 class Setting(NamedTuple):
-    """A dotted name (phases.<name> in a phase), what it may be, the default as YAML ("" without one), and its meaning."""
+    """A dotted name (phases.<name> in a phase), what it may be, the default as YAML ("" if none), and its meaning."""
 
     name: str
     kind: str

@@ -37,12 +37,12 @@ def settle(
     given, wish = read_words(arguments)
     config = _filled((base or Config()).as_dict(), given)
     origin = None if wish in (None, "auto") else Path(wish)
-    run = Path(given.get("run_dir") or (origin and _run_of(origin)) or config.run_dir)
+    run = Path(config.run_dir if "run_dir" in given else (origin and _run_of(origin)) or config.run_dir)
     before_reading(run)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish, origin = "auto", None
     if wish is None:
-        return config, None
+        return dataclasses.replace(config, run_dir=str(run)), None
     settings = RunDirectory(run).settings
     source, manifest = _readable(run) if origin is None else _named(origin)
     if manifest:

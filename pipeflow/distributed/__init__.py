@@ -9,6 +9,7 @@ from .grid import grid, owners
 from .heartbeat import EVERYONE, Pulse
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
+from .process_settings import intra_op_threads, prepare_process
 from .process_world import open_world
 from .settings import WIRES, ParallelConfig, bytes_per_image
 from .sharding import local, placed, whole
@@ -28,11 +29,13 @@ __all__ = [
     "bytes_per_image",
     "choose_device",
     "grid",
+    "intra_op_threads",
     "keep_memory",
     "local",
     "open_world",
     "owners",
     "placed",
+    "prepare_process",
     "say",
     "totals",
     "whole",
