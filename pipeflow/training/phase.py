@@ -17,7 +17,7 @@ from torch import nn
 
 from ..config import PhaseConfig, Segment, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 from ..data import Batches
-from ..distributed import EVERYONE, Engine, Stop, say
+from ..distributed import Engine, Stop, others_answer, say
 from ..errors import LostError, StopRequested
 from ..flow import Packet
 from ..model import NAMES, Drift, Truncated, bits_per_dim, make_passage
@@ -185,7 +185,7 @@ class Phase:
                 learn = self.joined or place in segment.learners
                 # Where gradients are averaged, that is within the tick: whoever is in it may be waiting for others.
                 averaged = self.joined or (learn and world.grid.replicas > 1)
-                with world.pulse.waiting(EVERYONE) if averaged else nullcontext():
+                with others_answer(world.pulse, "gradients were not averaged") if averaged else nullcontext():
                     report = self._stages[place].tick(learn)
                 self._unread.append((place, step, segment.turn, time.time(), report))
             state.step = step
@@ -279,7 +279,7 @@ class Phase:
         step.model = wrapped
         device = self.state.world.device
         blank = Packet(torch.zeros(1, *stage.truncated.part.event_in, device=device), torch.zeros(1, device=device))
-        with self.state.world.pulse.waiting(EVERYONE):
+        with others_answer(self.state.world.pulse, "gradients were not averaged"):
             wrapped(blank)[1].mean().backward()
         stage.update.optimizer.zero_grad()
         return stage
