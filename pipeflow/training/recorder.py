@@ -22,6 +22,7 @@ from ..model import Flow, build
 from ..storage import Stream, checkpoint, claim, release, rewind
 from ..units import rate
 from .evaluation import Ledger
+from .run import Run
 from .state import State
 from .tensorboard import Board
 
@@ -50,43 +51,44 @@ class Record:
     """
 
     def __init__(self, state: State, last: int) -> None:
-        self.state, self.world, self.last = state, state.world, last
-        self._since = (time.perf_counter(), state.step)
-        self._samples = isinstance(state.pixels, Pixels)
-        self.directory = Path(state.config.run_dir)
+        self.state, self.world, self.last = state, state.run.world, last
+        self._since = (time.perf_counter(), state.progress.step)
+        self._samples = isinstance(state.run.space, Pixels)
+        self.directory = Path(state.run.config.run_dir)
         if self.world.standing:  # the others have begun; what is this process's is taken back
             if self.world.rank == 0:
                 claim(self.directory)
             names = [f"part-{part + 1}" for part in self.world.mine] + ["evaluation"] * (self.world.rank == 0)
             for name in names:
-                rewind(self.directory / "metrics" / f"{name}.jsonl", state.step)
+                rewind(self.directory / "metrics" / f"{name}.jsonl", state.progress.step)
         else:
             self.world.first(self._make)
         self._evaluations: Stream | None = None
         self._board: Board | None = None
         if self.world.rank == 0:
-            self._board = Board(self.directory, "model", state.step)
+            self._board = Board(self.directory, "model", state.progress.step)
             self._evaluations = Stream(self.directory / "metrics" / "evaluation.jsonl")
         if not self.world.standing:
-            say(self.world, _opening(state))
+            say(self.world, _opening(state.run))
 
-    def phase_begins(self, number: int, schedule: str, steps: int, done: int) -> None:
+    def phase_begins(self, number: int, steps: int, done: int) -> None:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
-        self._since = (time.perf_counter(), self.state.step)
+        self._since = (time.perf_counter(), self.state.progress.step)
+        schedule = self.state.run.config.phases[number - 1].schedule
         already = f", {done} of them done" if done else ""
-        say(self.world, f"phase {number} of {len(self.state.config.phases)}: {schedule}, {steps} steps{already}")
+        say(self.world, f"phase {number} of {len(self.state.run.config.phases)}: {schedule}, {steps} steps{already}")
         if schedule == "end_to_end" and self.world.size > 1:
             say(self.world, self._spread())
 
     def _spread(self) -> str:
         """Where the model is while it is trained end to end."""
-        config, grid = self.state.config, self.world.grid
+        config, grid = self.state.run.config, self.world.grid
         if config.pipelined(grid.stages):
             images = config.data.batch // grid.replicas
             pieces = micro_batches(config.end_to_end.micro_batches, images, grid.stages)
             micros = f"{pieces} micro-batches of {images // pieces}"
             return f"every process keeps its own parts; a chain takes its share of a batch as {micros}"
-        held = 4 * 4 * self.state.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
+        held = 4 * 4 * self.state.run.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
         what = "the whole model"
         if config.end_to_end.engine == "fsdp":
             held, what = held / self.world.size, f"a share of the model, 1/{self.world.size}"
@@ -95,38 +97,32 @@ class Record:
     def evaluated(self, ledger: Ledger) -> None:
         """Writes and says an evaluation."""
         state = self.state
-        epoch = state.step * state.config.data.batch / len(state.images.train)
-        say(self.world, f"step {state.step}, epoch {epoch:.1f}{self._left()}: {_headline(ledger)}")
+        epoch = state.progress.step * state.run.config.data.batch / len(state.run.images.train)
+        say(self.world, f"step {state.progress.step}, epoch {epoch:.1f}{self._left()}: {_headline(ledger)}")
         if self._board:
             figures = {
                 f"test/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
             }
             if ledger.bits_per_dim is not None:
                 figures["test/model"] = figures.pop(f"test/truncated behind part {len(ledger.parts)}")
-            self._board.figures(state.step, figures)
+            self._board.figures(state.progress.step, figures)
             self._board.flush()
         if self._evaluations:
-            self._evaluations.write(step=state.step, epoch=epoch, time=time.time(), **_as_json(ledger))
+            self._evaluations.write(step=state.progress.step, epoch=epoch, time=time.time(), **_as_json(ledger))
             self._evaluations.flush()
 
     def phase_ends(self, ledger: Ledger) -> None:
         """Says where the bits go, and draws samples of images from what was saved, not from what is in memory."""
         say(self.world, ledger.table())
-        for name, drift in self.state.ended[-1].get("drift", {}).items():
-            say(
-                self.world,
-                f"  {name.replace('_', ' ').replace('-', ' ')}: inverted inputs lay at most {drift['drift']:.1e} from "
-                f"what entered, {drift['relative_drift']:.1e} of its largest number",
-            )
         if self.world.rank == 0 and self._samples:
-            tensors, _ = checkpoint.load(self.directory / "checkpoints" / f"step-{self.state.step}")
-            _, whole = build(self.state.config.model, self.state.pixels, self.state.flow)
+            tensors, _ = checkpoint.load(self.directory / "checkpoints" / f"step-{self.state.progress.step}")
+            _, whole = build(self.state.run.config.model, self.state.run.space, self.state.run.flow)
             whole.load_global_state(tensors)
-            samples = Flow([whole.part], whole.prior, self.state.pixels).sample(64, 0.7)
-            path = self.directory / "samples" / f"step-{self.state.step}.png"
-            save_sheet(samples, self.state.pixels.levels, path)
+            samples = Flow([whole.part], whole.prior, self.state.run.space).sample(64, 0.7)
+            path = self.directory / "samples" / f"step-{self.state.progress.step}.png"
+            save_sheet(samples, self.state.run.space.levels, path)
             assert self._board
-            self._board.sheet(self.state.step, samples, self.state.pixels.levels)
+            self._board.sheet(self.state.progress.step, samples, self.state.run.space.levels)
         self.world.exchange(b"")
 
     def ends(self, ledger: Ledger) -> dict[str, Any]:
@@ -136,10 +132,9 @@ class Record:
         result = {
             "test_bits_per_dim": ledger.bits_per_dim,
             "ledger": _as_json(ledger),
-            "seconds": [phase["seconds"] for phase in self.state.ended],
-            "images_per_s": [phase["images_per_s"] for phase in self.state.ended],
-            "predicted_images_per_s": [phase.get("predicted_images_per_s") for phase in self.state.ended],
-            "phases": self.state.ended,
+            "seconds": [phase["seconds"] for phase in self.state.progress.ended],
+            "images_per_s": [phase["images_per_s"] for phase in self.state.progress.ended],
+            "phases": self.state.progress.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
             "replicas": world.grid.replicas,
@@ -153,7 +148,8 @@ class Record:
             release(self.directory)
             (self.directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         there = "samples, checkpoints" if self._samples else "checkpoints"
-        say(world, _speeds(self.state))
+        speeds = (f"phase {k} {rate(phase['images_per_s'])}" for k, phase in enumerate(self.state.progress.ended, 1))
+        say(world, f"images/s: {', '.join(speeds)}")
         say(world, f"{self.directory}: {_headline(ledger)}; {there} and result.json are there.")
         world.exchange(b"")
         return result
@@ -161,9 +157,10 @@ class Record:
     def _left(self) -> str:
         """How long all that is left will take, if it goes on like this phase so far."""
         began, first = self._since
-        if not first < self.state.step < self.last:
+        step = self.state.progress.step
+        if not first < step < self.last:
             return ""
-        seconds = (time.perf_counter() - began) / (self.state.step - first) * (self.last - self.state.step)
+        seconds = (time.perf_counter() - began) / (step - first) * (self.last - step)
         hours, minutes = divmod(round(seconds / 60), 60)
         return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
 
@@ -177,8 +174,8 @@ class Record:
         if self.world.rank == 0:
             claim(self.directory)
             for file in (self.directory / "metrics").glob("*.jsonl"):
-                rewind(file, self.state.step)
-            _write_settings(self.directory / "config.yaml", self.state.config.as_yaml(), self.state.step)
+                rewind(file, self.state.progress.step)
+            _write_settings(self.directory / "config.yaml", self.state.run.config.as_yaml(), self.state.progress.step)
 
 
 def _write_settings(file: Path, text: str, step: int) -> None:
@@ -200,32 +197,20 @@ def _usage(device: torch.device) -> dict[str, int]:
     }
 
 
-def _opening(state: State) -> str:
-    config, glow, pixels = state.config, state.config.glow, state.pixels
-    grid = state.world.grid
+def _opening(run: Run) -> str:
+    config, glow, space, grid = run.config, run.config.glow, run.space, run.world.grid
     many = f"{grid.size} processes" if grid.size > 1 else "1 process"
     many = f"{grid.replicas} replicas of {grid.stages} each, {many}" if grid.replicas > 1 else many
-    what = "images" if isinstance(pixels, Pixels) else "points"
-    name = config.flow if state.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
+    what = "images" if isinstance(space, Pixels) else "points"
+    name = config.flow if run.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
     lines = [
-        f"{config.data.name}: {len(state.images.train)} training and {len(state.images.test)} test {what} of "
-        f"{pixels.shape}",
-        f"{name}, {state.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, state.sizes))} "
-        f"flow steps on {many} ({state.world.device.type})",
+        f"{config.data.name}: {len(run.images.train)} training and {len(run.images.test)} test {what} of {space.shape}",
+        f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
+        f"flow steps on {many} ({run.world.device.type})",
     ]
     if what == "points":
-        lines.append(f"bits/dim are those of a density: −log p / ({pixels.dims} ln 2), which may be negative")
+        lines.append(f"bits/dim are those of a density: −log p / ({space.dims} ln 2), which may be negative")
     return "\n".join(lines)
-
-
-def _speeds(state: State) -> str:
-    """What each phase reached, beside what a plan had said."""
-    reached = []
-    for number, phase in enumerate(state.ended, 1):
-        said = phase.get("predicted_images_per_s")
-        beside = "" if said is None else f" (predicted {rate(said)})"
-        reached.append(f"phase {number} {rate(phase['images_per_s'])}{beside}")
-    return f"images/s: {', '.join(reached)}"
 
 
 def _headline(ledger: Ledger) -> str:

@@ -49,28 +49,32 @@ def restore(state: State, source: Path) -> list[str]:
         ValueError: the checkpoint is damaged, or belongs to another model or another past.
     """
     tensors, manifest = checkpoint.load(source)
-    same_phases = _check_past(state.config, manifest, source)
-    check_own(state.own, manifest, source)
-    expected = global_state(build(state.config.model, state.pixels, state.flow)[0].values())
+    same_phases = _check_past(state.run.config, manifest, source)
+    check_own(state.run.script_hashes, manifest, source)
+    expected = global_state(build(state.run.config.model, state.run.space, state.run.flow)[0].values())
     check_tensors(expected, tensors, source)
     said = [f"goes on from {source}"]
-    if manifest.at != state.borders[:-1]:
-        said.append(f"cut anew: borders at {state.borders[:-1]}, in the checkpoint at {manifest.at}")
+    if manifest.at != state.run.borders[:-1]:
+        said.append(f"cut anew: borders at {state.run.borders[:-1]}, in the checkpoint at {manifest.at}")
         new = {owner_of(name) for name in expected.keys() - tensors.keys()}
         left = {owner_of(name) for name in tensors if is_provisional(name)} - {owner_of(name) for name in expected}
         said += [f"{name} starts afresh: the checkpoint has no border there" for name in sorted(new)]
         said += [f"{name} is not carried over: no part has it any more" for name in sorted(left)]
-    for part in state.world.mine:
-        state.slices[part].load_global_state(expected | tensors)
-    mine = {name for part in state.world.mine for name in state.slices[part].global_state()}
-    state.take_slots({name: tensor for name, tensor in tensors.items() if name.split("/", 1)[-1] in mine})
-    state.moments_of, state.step = manifest.moments_of, manifest.step
-    state.world.pulse.step = state.step
-    state.learned = {part for part, end in enumerate(state.borders) if end <= manifest.started}
+    for part in state.run.world.mine:
+        state.weights.slices[part].load_global_state(expected | tensors)
+    mine = {name for part in state.run.world.mine for name in state.weights.slices[part].global_state()}
+    state.weights.take_slots({name: tensor for name, tensor in tensors.items() if name.split("/", 1)[-1] in mine})
+    state.progress.moments_of, state.progress.step = manifest.moments_of, manifest.step
+    state.run.world.pulse.step = state.progress.step
+    state.progress.learned = {part for part, end in enumerate(state.run.borders) if end <= manifest.started}
     if same_phases:
-        state.begun, state.ended, state.elapsed = manifest.begun, manifest.phases, manifest.elapsed
+        state.progress.begun, state.progress.ended, state.progress.elapsed = (
+            manifest.begun,
+            manifest.phases,
+            manifest.elapsed,
+        )
     else:
-        state.begun = manifest.step
+        state.progress.begun = manifest.step
         said.append(f"other phases than the checkpoint's: the first of them begins here, at step {manifest.step}")
     return said
 
