@@ -42,7 +42,7 @@ from results_file import about, axes, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeflow.data import Batches, Pixels, resident
-from pipeflow.distributed import ParallelConfig, open_world
+from pipeflow.distributed import ParallelConfig, open_world, prepare_process
 from pipeflow.model import GlowConfig, Truncated, glow_steps, make_passage, set_precision, set_tensor_cores
 from pipeflow.model.truncated import truncate
 from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
@@ -298,6 +298,7 @@ def hold_parts(
             names = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes}
             os.environ |= {name: str(value) for name, value in names.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
         world = open_world(ParallelConfig(), len(at) + 1, device, f"file://{directory}/meet")
+        prepare_process(1, world.device)
         slices, _ = build(size.glow, size.pixels, world.device, at, "bf16", "channels_last")
         chain = Chain(world, [p.part.event_out for p in slices], "suite")
         stages = {part: make_stage(slices[part], size.pixels) for part in world.mine}

@@ -2,14 +2,15 @@
 
 import json
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from ..config import Config, Resume, phase_steps
 from ..data import Splits
-from ..distributed import Stop, World, open_world, say
+from ..distributed import Stop, World, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import Maker, set_tensor_cores
-from ..storage import Saver
+from ..storage import Saver, release
 from .pauses import Pauses
 from .phase import Phase
 from .prepare import come_back, prepare
@@ -26,6 +27,8 @@ def fit(
     data: Splits | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves, in as many processes as the environment describes.
+
+    It computes with `parallel.threads` threads, and gives the caller's number back at its end.
 
     Args:
         config: the settings; all processes must have the same.
@@ -47,16 +50,25 @@ def fit(
         StopRequested: the run was asked to stop, and has been saved.
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
+    try:
+        with intra_op_threads(config.parallel.threads):
+            return _train(world, config, resume, flow, data)
+    finally:
+        release(Path(config.run_dir))
+
+
+def _train(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> dict[str, Any]:
+    """The story of a run."""
     set_tensor_cores(config.precision)
     returned = bool(world.standing)  # to processes that have lost this one and wait for it
     state = come_back(world, config, flow, data) if returned else prepare(world, config, resume, flow, data)
     run, progress = state.run, state.progress
     if (result := _result_of_finished(state)) is not None:
-        say(world, f"{run.directory} is complete, nothing is left to do: result.json is there.")
+        say(world, f"{run.directory.path} is complete, nothing is left to do: result.json is there.")
         return result
     borders = _phase_borders(state)
     record = Record(state, borders[-1])
-    saver = Saver(world, run.directory, run.config.checkpoint, progress.step)
+    saver = Saver(world, run.directory.path, run.config.checkpoint, progress.step)
     if not returned:
         forget(state)
     pauses = Pauses(state, record, saver)
@@ -86,7 +98,7 @@ def _phase_borders(state: State) -> list[int]:
 
 def _result_of_finished(state: State) -> dict[str, Any] | None:
     """The result of a run that has nothing left to do; None if there is something."""
-    file = state.run.directory / "result.json"
+    file = state.run.directory.result
     if len(state.progress.ended) < len(state.run.config.phases) or not file.is_file():
         return None
     result: dict[str, Any] = json.loads(file.read_text())

@@ -12,6 +12,7 @@ from ..config import PhaseConfig, Segment, Turn
 from ..data import Batches
 from ..distributed import EVERYONE
 from ..stage import BaseStage, Report
+from ..storage import END_TO_END, part_stream
 from ..stream import Discard, Ends
 from .actnorm_init import start
 from .stages import StageBuilder
@@ -87,7 +88,7 @@ class ByParts(Mode):
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
-        self.names = [f"part-{part + 1}" for part in range(state.run.config.cut.parts)]
+        self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
         self.positions = self.world.mine
         self.recorded = self.world.mine if self.world.replica == 0 else []
         self.waits_for_others = self.world.grid.replicas > 1
@@ -114,7 +115,7 @@ class EndToEnd(Mode):
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
-        self.names, self.positions = ["end_to_end"], [0]
+        self.names, self.positions = [END_TO_END], [0]
         self.recorded = [0] if self.world.rank == 0 else []
 
     def links(self, segment: Segment, done: Sequence[int]) -> Ends:

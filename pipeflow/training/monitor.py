@@ -39,11 +39,11 @@ class Monitor:
     """
 
     def __init__(self, state: State, mode: Mode, number: int, begin: int, steps: int) -> None:
-        run = state.run
+        run, step = state.run, state.progress.step
         self._rank, self._max_bad_steps = run.world.rank, run.config.max_bad_steps
         self._names, self._number, self._begin = mode.names, number, begin
-        self._streams = {at: Stream(run.directory / "metrics" / f"{mode.names[at]}.jsonl") for at in mode.recorded}
-        self._boards = {at: Board(run.directory, mode.names[at], state.progress.step) for at in mode.recorded}
+        self._streams = {at: Stream(run.directory.stream(mode.names[at])) for at in mode.recorded}
+        self._boards = {at: Board(run.directory.tensorboard(mode.names[at]), step) for at in mode.recorded}
         self._bars = ProgressBars(run.world, mode.names, steps, run.config.data.batch)
         self._unread: deque[_Tick] = deque()
         self._bad_in_a_row = dict.fromkeys(mode.positions, 0)

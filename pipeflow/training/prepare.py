@@ -9,10 +9,10 @@ from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_en
 from ..distributed import World, say
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, steps_of
 from ..planning import balanced_cut, flow_step_costs, measure_steps
-from ..storage import run_of
+from ..storage import claim, run_of
 from .recorder import refuse_old_run
 from .recovery import recall
-from .restore import find, restore
+from .restore import everywhere, find, on_rank_0, restore
 from .state import State, fresh
 
 
@@ -27,15 +27,12 @@ def prepare(world: World, config: Config, resume: Resume, flow: Maker | None, da
     """
     _check_processes(world, config)
     world.agree("the settings", f"hash {config.digest()}")
-    source, messages = world.first(lambda: find(config, resume))
-    if resume is None or (source and run_of(source) != Path(config.run_dir).resolve()):
-        world.first(lambda: refuse_old_run(Path(config.run_dir)))
+    source, messages = on_rank_0(world, lambda: _claim_and_find(config, resume))
     images, space, hashes = world.first(lambda: _load(config, flow, data))
     world.agree("what the script hands over", f"hashes {hashes}")
     state = fresh(world, _with_measured_cut(world, config, space, flow), images, space, flow, hashes)
     if source:
-        messages += world.first(lambda: restore(state, source))
-    world.agree("the checkpoint", f"step {state.progress.step} of {source}")
+        messages += everywhere(world, lambda: restore(state, Path(source)))
     for message in messages:
         say(world, message)
     return state
@@ -48,6 +45,16 @@ def come_back(world: World, config: Config, flow: Maker | None, data: Splits | N
     recall(state)
     print(f"{world.place()} is back: goes on from step {state.progress.step}", flush=True)
     return state
+
+
+def _claim_and_find(config: Config, resume: Resume) -> tuple[str | None, list[str]]:
+    """Locks the run directory before anything in it is read; the checkpoint to go on from, and what is to be said."""
+    run = Path(config.run_dir)
+    claim(run)
+    source, messages = find(config, resume)
+    if resume is None or (source and run_of(source) != run.resolve()):
+        refuse_old_run(run)
+    return str(source) if source else None, messages
 
 
 def _check_processes(world: World, config: Config) -> None:

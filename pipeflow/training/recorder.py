@@ -1,4 +1,4 @@
-"""What a run leaves in its directory besides metrics of parts and checkpoints, and what it says on the way.
+"""What a run leaves in its directory besides metrics of parts and checkpoints, and when it says what.
 
 `config.yaml` when it begins, a line of `metrics/evaluation.jsonl` and of standard output at every evaluation, a sheet
 of samples after every phase, `result.json` at the end: all by the first process, so that nothing is said twice.
@@ -15,21 +15,31 @@ from typing import Any
 
 import torch
 
-from ..config import micro_batches
-from ..data import Pixels, save_sheet
+from ..data import Pixels, sheet_png
 from ..distributed import say, totals
+from ..errors import SaveError
 from ..model import Flow, build
-from ..storage import Stream, checkpoint, claim, release, rewind
-from ..units import rate
+from ..storage import (
+    EVALUATION,
+    MODEL,
+    RunDirectory,
+    Stream,
+    checkpoint,
+    claim,
+    part_stream,
+    rewind,
+    write_whole,
+)
+from . import messages
 from .evaluation import Ledger
-from .run import Run
+from .restore import on_rank_0
 from .state import State
 from .tensorboard import Board
 
 
 def refuse_old_run(directory: Path) -> None:
     """A ValueError where the directory holds a run already."""
-    if (directory / "config.yaml").exists() or (directory / "checkpoints").exists():
+    if RunDirectory(directory).holds_run():
         raise ValueError(
             f"{directory} already holds a run, which is never written over. Go on with it by --resume auto, give the "
             "new run another directory with --run_dir DIR, or rename or remove the old one."
@@ -43,87 +53,76 @@ class Record:
 
     Args:
         state: the run, about to begin or to go on; the directory is made and the settings are written. What an
-            interrupted run wrote behind the step it goes on from is taken back: it comes again.
+            interrupted run wrote after the step it goes on from is taken back: it comes again.
         last: the step at which the run ends.
 
     Raises:
-        ValueError: the directory cannot be made.
+        ValueError: the directory cannot be made or written.
     """
 
     def __init__(self, state: State, last: int) -> None:
-        self.state, self.world, self.last = state, state.run.world, last
+        self.run, self.progress, self.world = state.run, state.progress, state.run.world
+        self.last = last
         self._since = (time.perf_counter(), state.progress.step)
         self._samples = isinstance(state.run.space, Pixels)
-        self.directory = Path(state.run.config.run_dir)
-        if self.world.standing:  # the others have begun; what is this process's is taken back
-            if self.world.rank == 0:
-                claim(self.directory)
-            names = [f"part-{part + 1}" for part in self.world.mine] + ["evaluation"] * (self.world.rank == 0)
+        self.directory = state.run.directory
+        if self.world.standing:  # the others have begun; what this process alone wrote is taken back
+            claim(self.directory.path, self.world.rank)
+            names = [part_stream(part) for part in self.world.mine] + [EVALUATION] * (self.world.rank == 0)
             for name in names:
-                rewind(self.directory / "metrics" / f"{name}.jsonl", state.progress.step)
+                rewind(self.directory.stream(name), state.progress.step)
         else:
-            self.world.first(self._make)
+            on_rank_0(self.world, self._begin)
         self._evaluations: Stream | None = None
         self._board: Board | None = None
         if self.world.rank == 0:
-            self._board = Board(self.directory, "model", state.progress.step)
-            self._evaluations = Stream(self.directory / "metrics" / "evaluation.jsonl")
+            self._board = Board(self.directory.tensorboard(MODEL), state.progress.step)
+            self._evaluations = Stream(self.directory.stream(EVALUATION))
         if not self.world.standing:
-            say(self.world, _opening(state.run))
+            say(self.world, messages.opening(self.run))
 
     def phase_begins(self, number: int, steps: int, done: int) -> None:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
-        self._since = (time.perf_counter(), self.state.progress.step)
-        schedule = self.state.run.config.phases[number - 1].schedule
-        already = f", {done} of them done" if done else ""
-        say(self.world, f"phase {number} of {len(self.state.run.config.phases)}: {schedule}, {steps} steps{already}")
-        if schedule == "end_to_end" and self.world.size > 1:
-            say(self.world, self._spread())
-
-    def _spread(self) -> str:
-        """Where the model is while it is trained end to end."""
-        config, grid = self.state.run.config, self.world.grid
-        if config.pipelined(grid.stages):
-            images = config.data.batch // grid.replicas
-            pieces = micro_batches(config.end_to_end.micro_batches, images, grid.stages)
-            micros = f"{pieces} micro-batches of {images // pieces}"
-            return f"every process keeps its own parts; a chain takes its share of a batch as {micros}"
-        held = 4 * 4 * self.state.run.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
-        what = "the whole model"
-        if config.end_to_end.engine == "fsdp":
-            held, what = held / self.world.size, f"a share of the model, 1/{self.world.size}"
-        return f"every process now holds {what}: {held:.1f} MiB of weights, gradients and moments, besides activations"
+        self._since = (time.perf_counter(), self.progress.step)
+        say(self.world, messages.phase_opening(self.run, number, steps, done))
 
     def evaluated(self, ledger: Ledger) -> None:
         """Writes and says an evaluation."""
-        state = self.state
-        epoch = state.progress.step * state.run.config.data.batch / len(state.run.images.train)
-        say(self.world, f"step {state.progress.step}, epoch {epoch:.1f}{self._left()}: {_headline(ledger)}")
+        step = self.progress.step
+        epoch = step * self.run.config.data.batch / len(self.run.images.train)
+        say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger)}")
         if self._board:
             figures = {
                 f"test/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
             }
             if ledger.bits_per_dim is not None:
                 figures["test/model"] = figures.pop(f"test/truncated behind part {len(ledger.parts)}")
-            self._board.figures(state.progress.step, figures)
+            self._board.figures(step, figures)
             self._board.flush()
         if self._evaluations:
-            self._evaluations.write(step=state.progress.step, epoch=epoch, time=time.time(), **_as_json(ledger))
+            self._evaluations.write(step=step, epoch=epoch, time=time.time(), **_as_json(ledger))
             self._evaluations.flush()
 
     def phase_ends(self, ledger: Ledger) -> None:
         """Says where the bits go, and draws samples of images from what was saved, not from what is in memory."""
         say(self.world, ledger.table())
         if self.world.rank == 0 and self._samples:
-            tensors, _ = checkpoint.load(self.directory / "checkpoints" / f"step-{self.state.progress.step}")
-            _, whole = build(self.state.run.config.model, self.state.run.space, self.state.run.flow)
-            whole.load_global_state(tensors)
-            samples = Flow([whole.part], whole.prior, self.state.run.space).sample(64, 0.7)
-            path = self.directory / "samples" / f"step-{self.state.progress.step}.png"
-            save_sheet(samples, self.state.run.space.levels, path)
-            assert self._board
-            self._board.sheet(self.state.progress.step, samples, self.state.run.space.levels)
+            self._draw_samples()
         self.world.exchange(b"")
+
+    def _draw_samples(self) -> None:
+        step, levels = self.progress.step, self.run.space.levels
+        try:
+            tensors, _ = checkpoint.load(self.directory.checkpoint(step))
+        except ValueError as error:
+            raise SaveError(f"what was saved at step {step} cannot be read again: {error}") from error
+        _, whole = build(self.run.config.model, self.run.space, self.run.flow)
+        whole.load_global_state(tensors)
+        samples = Flow([whole.part], whole.prior, self.run.space).sample(64, 0.7)
+        self.directory.samples.mkdir(exist_ok=True)
+        write_whole(self.directory.sample(step), sheet_png(samples, levels))
+        assert self._board
+        self._board.sheet(step, samples, levels)
 
     def ends(self, ledger: Ledger) -> dict[str, Any]:
         """Writes `result.json`, and returns what it says: bits/dim, seconds, images a second, bytes."""
@@ -132,9 +131,9 @@ class Record:
         result = {
             "test_bits_per_dim": ledger.bits_per_dim,
             "ledger": _as_json(ledger),
-            "seconds": [phase["seconds"] for phase in self.state.progress.ended],
-            "images_per_s": [phase["images_per_s"] for phase in self.state.progress.ended],
-            "phases": self.state.progress.ended,
+            "seconds": [phase["seconds"] for phase in self.progress.ended],
+            "images_per_s": [phase["images_per_s"] for phase in self.progress.ended],
+            "phases": self.progress.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
             "replicas": world.grid.replicas,
@@ -145,44 +144,35 @@ class Record:
         if self._evaluations and self._board:
             self._evaluations.close()
             self._board.close()
-            release(self.directory)
-            (self.directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+            write_whole(self.directory.result, json.dumps(result, indent=2) + "\n")
         there = "samples, checkpoints" if self._samples else "checkpoints"
-        speeds = (f"phase {k} {rate(phase['images_per_s'])}" for k, phase in enumerate(self.state.progress.ended, 1))
-        say(world, f"images/s: {', '.join(speeds)}")
-        say(world, f"{self.directory}: {_headline(ledger)}; {there} and result.json are there.")
+        say(world, messages.speeds(self.progress))
+        say(world, f"{self.directory.path}: {messages.headline(ledger)}; {there} and result.json are there.")
         world.exchange(b"")
         return result
 
     def _left(self) -> str:
         """How long all that is left will take, if it goes on like this phase so far."""
-        began, first = self._since
-        step = self.state.progress.step
+        (began, first), step = self._since, self.progress.step
         if not first < step < self.last:
             return ""
-        seconds = (time.perf_counter() - began) / (step - first) * (self.last - step)
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
+        return messages.time_left((time.perf_counter() - began) / (step - first) * (self.last - step))
 
-    def _make(self) -> None:
+    def _begin(self) -> None:
+        """Makes the directory ready: this run has it alone, and what comes again is taken back."""
+        directory, step = self.directory, self.progress.step
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            directory.path.mkdir(parents=True, exist_ok=True)
+            if claim(directory.path):  # it was not there when the run was prepared; another one may have begun since
+                refuse_old_run(directory.path)
+            for file in directory.metrics.glob("*.jsonl"):
+                rewind(file, step)
+            text = self.run.config.as_yaml()
+            if directory.settings.exists() and directory.settings.read_text() != text:
+                directory.settings.rename(directory.settings_until(step))
+            write_whole(directory.settings, text)
         except OSError as error:
-            raise ValueError(
-                f"--run_dir {self.directory} cannot be made a directory ({error}); give another one."
-            ) from error
-        if self.world.rank == 0:
-            claim(self.directory)
-            for file in (self.directory / "metrics").glob("*.jsonl"):
-                rewind(file, self.state.progress.step)
-            _write_settings(self.directory / "config.yaml", self.state.run.config.as_yaml(), self.state.progress.step)
-
-
-def _write_settings(file: Path, text: str, step: int) -> None:
-    """Writes the settings; other ones that held until `step` stay beside them."""
-    if file.exists() and file.read_text() != text:
-        file.rename(file.with_name(f"config-until-step-{step}.yaml"))
-    file.write_text(text)
+            raise ValueError(f"--run_dir {directory.path} cannot be written ({error}); give another one.") from error
 
 
 def _usage(device: torch.device) -> dict[str, int]:
@@ -195,30 +185,6 @@ def _usage(device: torch.device) -> dict[str, int]:
         "bytes_sent": sent,
         "bytes_received": received,
     }
-
-
-def _opening(run: Run) -> str:
-    config, glow, space, grid = run.config, run.config.glow, run.space, run.world.grid
-    many = f"{grid.size} processes" if grid.size > 1 else "1 process"
-    many = f"{grid.replicas} replicas of {grid.stages} each, {many}" if grid.replicas > 1 else many
-    what = "images" if isinstance(space, Pixels) else "points"
-    name = config.flow if run.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
-    lines = [
-        f"{config.data.name}: {len(run.images.train)} training and {len(run.images.test)} test {what} of {space.shape}",
-        f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
-        f"flow steps on {many} ({run.world.device.type})",
-    ]
-    if what == "points":
-        lines.append(f"bits/dim are those of a density: −log p / ({space.dims} ln 2), which may be negative")
-    return "\n".join(lines)
-
-
-def _headline(ledger: Ledger) -> str:
-    truncated = [f"behind part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
-    if ledger.complete:
-        truncated.pop()
-    model = "not yet" if ledger.bits_per_dim is None else f"{ledger.bits_per_dim:.4f}"
-    return f"test bits/dim of the model {model}" + (f" (truncated {', '.join(truncated)})" if truncated else "")
 
 
 def _as_json(ledger: Ledger) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ..config import Config
 from ..data import ImageArray, ImageSet, Space, resident
 from ..distributed import World
 from ..model import Maker
+from ..storage import RunDirectory
 from ..stream import Chain
 
 
@@ -44,9 +45,9 @@ class Run:
         return resident(self.images.train, self.world.device)
 
     @property
-    def directory(self) -> Path:
-        """The run directory."""
-        return Path(self.config.run_dir)
+    def directory(self) -> RunDirectory:
+        """Where the files of the run are."""
+        return RunDirectory(Path(self.config.run_dir))
 
     @property
     def sizes(self) -> list[int]:

@@ -1,0 +1,69 @@
+"""What a run tells people on standard output: texts only, made from its state."""
+
+from ..config import micro_batches
+from ..data import Pixels
+from ..units import rate
+from .evaluation import Ledger
+from .progress import Progress
+from .run import Run
+
+
+def opening(run: Run) -> str:
+    """Data, model, and over how many processes it is spread."""
+    config, glow, space, grid = run.config, run.config.glow, run.space, run.world.grid
+    processes = f"{grid.size} processes" if grid.size > 1 else "1 process"
+    if grid.replicas > 1:
+        processes = f"{grid.replicas} replicas of {grid.stages} each, {processes}"
+    what = "images" if isinstance(space, Pixels) else "points"
+    name = config.flow if run.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
+    lines = [
+        f"{config.data.name}: {len(run.images.train)} training and {len(run.images.test)} test {what} of {space.shape}",
+        f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
+        f"flow steps on {processes} ({run.world.device.type})",
+    ]
+    if what == "points":
+        lines.append(f"bits/dim are those of a density: −log p / ({space.dims} ln 2), which may be negative")
+    return "\n".join(lines)
+
+
+def phase_opening(run: Run, number: int, steps: int, done: int) -> str:
+    """What a phase does, and where the model is where several processes train it end to end."""
+    schedule = run.config.phases[number - 1].schedule
+    already = f", {done} of them done" if done else ""
+    line = f"phase {number} of {len(run.config.phases)}: {schedule}, {steps} steps{already}"
+    return f"{line}\n{_end_to_end(run)}" if schedule == "end_to_end" and run.world.size > 1 else line
+
+
+def _end_to_end(run: Run) -> str:
+    config, grid = run.config, run.world.grid
+    if config.pipelined(grid.stages):
+        images = config.data.batch // grid.replicas
+        pieces = micro_batches(config.end_to_end.micro_batches, images, grid.stages)
+        micros = f"{pieces} micro-batches of {images // pieces}"
+        return f"every process keeps its own parts; a chain takes its share of a batch as {micros}"
+    held = 4 * 4 * run.parameters / 2**20  # weights, gradients, two moments; 4 bytes each
+    what = "the whole model"
+    if config.end_to_end.engine == "fsdp":
+        held, what = held / run.world.size, f"a share of the model, 1/{run.world.size}"
+    return f"every process now holds {what}: {held:.1f} MiB of weights, gradients and moments, besides activations"
+
+
+def time_left(seconds: float) -> str:
+    """ ", about 2 h 5 min left"."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
+
+
+def headline(ledger: Ledger) -> str:
+    """Test bits/dim of the model and of the flows truncated before it."""
+    truncated = [f"behind part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
+    if ledger.complete:
+        truncated.pop()
+    model = "not yet" if ledger.bits_per_dim is None else f"{ledger.bits_per_dim:.4f}"
+    return f"test bits/dim of the model {model}" + (f" (truncated {', '.join(truncated)})" if truncated else "")
+
+
+def speeds(progress: Progress) -> str:
+    """Images per second of each phase."""
+    reached = [f"phase {number} {rate(phase['images_per_s'])}" for number, phase in enumerate(progress.ended, 1)]
+    return f"images/s: {', '.join(reached)}"
