@@ -8,6 +8,7 @@ images, and takes what the first replica made of them: hosts of different make r
 import torch
 
 from ..data import Batches, InOrder, Purpose
+from ..distributed import equalise
 from ..stream import close
 from .state import State
 
@@ -35,5 +36,5 @@ def start(state: State, learners: tuple[int, ...]) -> None:
                 outbox.send((part.initialise(packet) if position in new else part(packet)).sealed())
         close(links)
         for position in new & set(world.mine):
-            world.equalise(weights.slices[position])
+            equalise(world, weights.slices[position])
     state.progress.learned |= new

@@ -60,7 +60,7 @@ def fit(
 def _train(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> dict[str, Any]:
     """The story of a run."""
     set_tensor_cores(config.precision)
-    returned = bool(world.standing)  # to processes that have lost this one and wait for it
+    returned = world.resume_point is not None  # to processes that have lost this one and wait for it
     state = come_back(world, config, flow, data) if returned else prepare(world, config, resume, flow, data)
     run, progress = state.run, state.progress
     if (result := _result_of_finished(state)) is not None:
@@ -81,7 +81,7 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
             saver.settle()
             raise
         pauses.end_phase(number, end - begin)
-        cause = world.exchange(Stop(world).cause().encode())[0].decode()
+        cause = world.broadcast(Stop(world).cause())
         if cause and end < borders[-1]:
             raise StopRequested(end, cause)
     ledger = pauses.ledger()

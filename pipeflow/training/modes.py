@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from ..config import PhaseConfig, Segment, Turn
 from ..data import Batches
-from ..distributed import EVERYONE
+from ..distributed import others_answer
 from ..stage import BaseStage, Report
 from ..storage import END_TO_END, part_stream
 from ..stream import Discard, Ends
@@ -67,7 +67,8 @@ class Mode(ABC):
     def tick(self, position: int, segment: Segment) -> Report:
         """One batch through one stage."""
         learn = position in segment.learners
-        with self.world.pulse.waiting(EVERYONE) if learn and self.waits_for_others else nullcontext():
+        averages = learn and self.waits_for_others
+        with others_answer(self.world.pulse, "gradients were not averaged") if averages else nullcontext():
             return self.stages[position].tick(learn)
 
     def collect(self) -> None:
@@ -105,7 +106,7 @@ class ByParts(Mode):
 
     def _stage(self, part: int) -> BaseStage:
         stage = self.builder.stage(self.state.weights.slices[part], part)
-        return self.builder.replayed(self.builder.averaged(stage, self.world.wrap_part), self.world.grid.replicas)
+        return self.builder.replayed(self.builder.averaged(stage, "replicas"), self.world.grid.replicas)
 
 
 class EndToEnd(Mode):
@@ -136,7 +137,7 @@ class Replicated(EndToEnd):
         join(self.state)
         assert weights.joined is not None
         self._start_all_parts()
-        stage = self.builder.averaged(self.builder.stage(weights.joined, 0), self.world.wrap)
+        stage = self.builder.averaged(self.builder.stage(weights.joined, 0), "everyone")
         self.stages = {0: self.builder.replayed(stage, self.world.size)}
 
 

@@ -3,8 +3,6 @@
 Its mode (modes.py) says which stages there are and what they are connected to; the loop is the same for all.
 """
 
-import json
-
 from ..config import Segment, multiples, phase_steps, segments, stops, turns
 from ..distributed import Stop, say
 from ..errors import LostError, StopRequested
@@ -121,6 +119,6 @@ class Phase:
         close(links, early=progress.step < last)
         # Parts behind the last learner had nothing to do: the head knows how many batches there were.
         stopped = self.stop.after(progress.step)
-        progress.step, stopped = json.loads(world.exchange(json.dumps([progress.step, stopped]).encode())[0])
+        progress.step, stopped = world.broadcast([progress.step, stopped])
         world.pulse.step = progress.step
         return bool(stopped)

@@ -1,7 +1,6 @@
 """Before a run: everything that can be refused is refused here, before anything is written."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from ..config import Config, Resume, turns
@@ -12,7 +11,7 @@ from ..planning import balanced_cut, flow_step_costs, measure_steps
 from ..storage import claim, run_of
 from .recorder import refuse_old_run
 from .recovery import recall
-from .restore import everywhere, find, on_rank_0, restore
+from .restore import everywhere, find, restore
 from .state import State, fresh
 
 
@@ -27,8 +26,8 @@ def prepare(world: World, config: Config, resume: Resume, flow: Maker | None, da
     """
     _check_processes(world, config)
     world.agree("the settings", f"hash {config.digest()}")
-    source, messages = on_rank_0(world, lambda: _claim_and_find(config, resume))
-    images, space, hashes = world.first(lambda: _load(config, flow, data))
+    source, messages = world.on_rank_0(lambda: _claim_and_find(config, resume))
+    images, space, hashes = world.rank_0_first(lambda: _load(config, flow, data))
     world.agree("what the script hands over", f"hashes {hashes}")
     state = fresh(world, _with_measured_cut(world, config, space, flow), images, space, flow, hashes)
     if source:
@@ -97,11 +96,12 @@ def _with_measured_cut(world: World, config: Config, space: Space, flow: Maker |
     """The settings with a balanced cut made explicit: measured once, by rank 0."""
     if config.cut.scheme != "balanced":
         return config
-    at: tuple[int, ...] = ()
-    if world.rank == 0:
+
+    def measured() -> list[int]:
         steps = steps_of(config.model, space, flow)
         seconds = measure_steps(steps, space.shape, config.data.batch, world.device)
-        at = balanced_cut(flow_step_costs(steps, seconds), config.cut.parts)
-    at = tuple(json.loads(world.exchange(json.dumps(at).encode())[0]))
-    cut = CutConfig("explicit", config.cut.parts, list(at), config.cut.provisional_prior)
+        return list(balanced_cut(flow_step_costs(steps, seconds), config.cut.parts))
+
+    at = world.on_rank_0(measured)
+    cut = CutConfig("explicit", config.cut.parts, at, config.cut.provisional_prior)
     return dataclasses.replace(config, cut=cut)

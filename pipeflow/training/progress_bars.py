@@ -42,12 +42,9 @@ class ProgressBars:
         if now - then >= _EVERY_S:
             rate = (done - before) * self._batch / (now - then)
             self._last_note[name] = (now, done)
-            self._world.note(
-                name,
-                f"{done} {report.bits_per_dim:.4f} bits/dim, {rate:.0f} images/s, "
-                f"waits {100 * report.wait_s / max(1e-9, report.wait_s + report.send_s + report.compute_s):.0f} %, "
-                f"{report.in_flight} in flight",
-            )
+            waits = report.wait_s / max(1e-9, report.wait_s + report.send_s + report.compute_s)
+            text = f"{report.bits_per_dim:.4f} bits/dim, {rate:.0f} images/s, waits {100 * waits:.0f} %, "
+            self._world.store.set(name, [done, f"{text}{report.in_flight} in flight"])
         if self._world.rank == 0 and now - self._drawn >= _EVERY_S:
             self.draw()
 
@@ -56,11 +53,11 @@ class ProgressBars:
         self._drawn = time.perf_counter()
         if self._bars[0].disable:
             return
-        for bar, note in zip(self._bars, self._world.notes(self._names), strict=True):
-            if note:
-                done, text = note.split(" ", 1)
+        for bar, name in zip(self._bars, self._names, strict=True):
+            if note := self._world.store.get(name):
+                done, text = note
                 bar.set_postfix_str(text, refresh=False)
-                bar.update(int(done) - bar.n)
+                bar.update(done - bar.n)
 
     def close(self) -> None:
         """Removes the lines."""

@@ -32,7 +32,6 @@ from ..storage import (
 )
 from . import messages
 from .evaluation import Ledger
-from .restore import on_rank_0
 from .state import State
 from .tensorboard import Board
 
@@ -66,19 +65,19 @@ class Record:
         self._since = (time.perf_counter(), state.progress.step)
         self._samples = isinstance(state.run.space, Pixels)
         self.directory = state.run.directory
-        if self.world.standing:  # the others have begun; what this process alone wrote is taken back
+        if self.world.resume_point:  # the others have begun; what this process alone wrote is taken back
             claim(self.directory.path, self.world.rank)
             names = [part_stream(part) for part in self.world.mine] + [EVALUATION] * (self.world.rank == 0)
             for name in names:
                 rewind(self.directory.stream(name), state.progress.step)
         else:
-            on_rank_0(self.world, self._begin)
+            self.world.on_rank_0(self._begin)
         self._evaluations: Stream | None = None
         self._board: Board | None = None
         if self.world.rank == 0:
             self._board = Board(self.directory.tensorboard(MODEL), state.progress.step)
             self._evaluations = Stream(self.directory.stream(EVALUATION))
-        if not self.world.standing:
+        if not self.world.resume_point:
             say(self.world, messages.opening(self.run))
 
     def phase_begins(self, number: int, steps: int, done: int) -> None:
@@ -108,7 +107,7 @@ class Record:
         say(self.world, ledger.table())
         if self.world.rank == 0 and self._samples:
             self._draw_samples()
-        self.world.exchange(b"")
+        self.world.barrier()
 
     def _draw_samples(self) -> None:
         step, levels = self.progress.step, self.run.space.levels
@@ -127,7 +126,7 @@ class Record:
     def ends(self, ledger: Ledger) -> dict[str, Any]:
         """Writes `result.json`, and returns what it says: bits/dim, seconds, images a second, bytes."""
         world = self.world
-        ranks = [json.loads(text) for text in world.exchange(json.dumps(_usage(world.device)).encode())]
+        ranks = world.gather(_usage(world.device))
         result = {
             "test_bits_per_dim": ledger.bits_per_dim,
             "ledger": _as_json(ledger),
@@ -148,7 +147,7 @@ class Record:
         there = "samples, checkpoints" if self._samples else "checkpoints"
         say(world, messages.speeds(self.progress))
         say(world, f"{self.directory.path}: {messages.headline(ledger)}; {there} and result.json are there.")
-        world.exchange(b"")
+        world.barrier()
         return result
 
     def _left(self) -> str:

@@ -4,7 +4,6 @@ What a run has done cannot change: model, data, seed and the phases that have be
 spread may: parts are cut anew by global name, and what a new cut has no use for is reported, never silently dropped.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -122,26 +121,6 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     return False
 
 
-def on_rank_0(world: World, work: Callable[[], T]) -> T:
-    """What rank 0 finds, in every process; what is wrong on rank 0 is everyone's error. Every process must call it.
-
-    Args:
-        world: the processes.
-        work: returns what JSON can say.
-    """
-    found: dict[str, T] = {}
-    fault = ""
-    if world.rank == 0:
-        try:
-            found["found"] = work()
-        except ValueError as error:
-            fault = str(error)
-    told = json.loads(world.exchange(json.dumps(found or {"fault": fault}).encode())[0])
-    if "fault" in told:
-        raise ValueError(told["fault"])
-    return found["found"] if found else told["found"]
-
-
 def everywhere(world: World, work: Callable[[], T]) -> T:
     """Every process does the work; what is wrong in one of them is everyone's error. Every process must call it."""
     done: list[T] = []
@@ -150,6 +129,6 @@ def everywhere(world: World, work: Callable[[], T]) -> T:
         done.append(work())
     except ValueError as error:
         fault = str(error)
-    if faults := [text.decode() for text in world.exchange(fault.encode()) if text]:
+    if faults := [sentence for sentence in world.gather(fault) if sentence]:
         raise ValueError(faults[0])
     return done[0]

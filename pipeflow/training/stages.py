@@ -1,13 +1,11 @@
 """Builds the stages of a phase: they go on from the moments and averages that the run has."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
 
 from ..config import PhaseConfig, Turn, lessons, micro_batches
-from ..distributed import EVERYONE, Engine
+from ..distributed import Engine, Members, average_gradients, others_answer
 from ..flow import Packet
 from ..model import Drift, Truncated, bits_per_dim, make_passage
 from ..stage import (
@@ -70,20 +68,20 @@ class StageBuilder:
         attempts = lessons(self.plan, position, self.state.progress.step - self.begin)
         return Update(named, optimizer, lr, phase.warmup_steps, phase.clip, average, attempts)
 
-    def averaged(self, stage: Stage, wrap: Callable[[nn.Module], nn.Module]) -> Stage:
-        """The stage, whose gradients DDP averages over processes where there are several (`wrap`).
+    def averaged(self, stage: Stage, members: Members) -> Stage:
+        """The stage, whose gradients DDP averages over these processes, where there are several.
 
         DDP lays out its buckets after its first backward pass, so one is thrown away: then every step of the run,
         resumed or not, adds its gradients up in the same order.
         """
-        step = stage.step
+        world, step = self.state.run.world, stage.step
         assert isinstance(step, EagerStep)
-        if (wrapped := wrap(step.model)) is step.model:
+        if (wrapped := average_gradients(world, step.model, members)) is step.model:
             return stage
         step.model = wrapped
-        device = self.state.run.world.device
-        blank = Packet(torch.zeros(1, *stage.truncated.part.event_in, device=device), torch.zeros(1, device=device))
-        with self.state.run.world.pulse.waiting(EVERYONE):
+        z = torch.zeros(1, *stage.truncated.part.event_in, device=world.device)
+        blank = Packet(z, torch.zeros(1, device=world.device))
+        with others_answer(world.pulse, "gradients were not averaged"):
             wrapped(blank)[1].mean().backward()
         stage.update.optimizer.zero_grad()
         return stage

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..data import InOrder, Purpose
-from ..distributed import whole as put_together
+from ..distributed import full_tensor, shard
 from ..errors import JoinError
 from ..model import bits_per_dim, build, global_state
 from .evaluation import evaluate
@@ -46,7 +46,7 @@ def join(state: State, sharded: bool = False) -> None:
         slices = {part: slices[part] for part in world.mine}
         _, joined = build(run.config.model, run.space, run.flow)
         joined.load_global_state(gathered)
-        world.shard(joined, [step for _, step in joined.part.chain() if step.place == "step"])
+        shard(world, joined, [step for _, step in joined.part.chain() if step.place == "step"])
     weights.slices, weights.joined = slices, joined
     weights.take_slots(gathered)
     after = _joined_bits(state)
@@ -74,12 +74,12 @@ def take_back(state: State, moments: dict[str, Tensor], averages: dict[str, Tens
     assert weights.joined is not None
     held = global_state(weights.slices.values())
     for name, tensor in weights.joined.global_state().items():
-        found = put_together(tensor)
+        found = full_tensor(tensor)
         if name in held:
             held[name].copy_(found)
     for slots, kept in ((moments, weights.moments), (averages, weights.averages)):
         for key in sorted(slots):  # in one order everywhere: what was resumed is in another
-            found = put_together(slots[key])
+            found = full_tensor(slots[key])
             if key.split("/", 1)[1] in held:
                 kept[key] = found
             else:
@@ -93,7 +93,7 @@ def _gather(state: State) -> dict[str, Tensor]:
         held |= state.weights.part_state(part)
     packed = save({name: tensor.contiguous().cpu() for name, tensor in held.items()}) if held else b""
     gathered: dict[str, Tensor] = {}
-    for data in world.exchange(packed):
+    for data in world.gather_bytes(packed):
         gathered |= load(data) if data else {}
     return gathered
 
