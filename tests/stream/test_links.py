@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeflow.config import Config, PhaseConfig, stretches
+from pipeflow.config import Config, PhaseConfig, segments
 from pipeflow.data import Pixels
 from pipeflow.data.datasets import load
 from pipeflow.distributed import ParallelConfig, Stop, World, open_world
@@ -43,7 +43,7 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         phase = Phase(state, config.phases[0], 1, 0, Path(config.run_dir))
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
-        phase._train(next(stretches(phase.plan, phase.begin, [])), lambda: None)
+        phase._train(next(segments(phase.plan, phase.begin, [])), lambda: None)
         world.exchange(b"")
         after = {s.fd: s for s in sockets()}
         deltas = [(after[fd].sent - before[fd].sent, after[fd].received - before[fd].received) for fd in before]
