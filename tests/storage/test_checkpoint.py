@@ -123,6 +123,13 @@ def test_what_stays(name, tmp_path, parts):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"step-{step}" for step in left}
 
 
+def test_a_damaged_manifest_does_not_keep_others_from_being_removed(tmp_path, parts):
+    save(tmp_path, parts, 1, 2)
+    (tmp_path / "checkpoints" / "step-2" / "manifest.json").write_text("{")
+    save(tmp_path, parts, 3, 4, keep=2)
+    assert checkpoint.steps_saved(tmp_path) == [3, 4]
+
+
 def test_the_newest_whole_one_is_found_behind_damaged_ones(tmp_path, parts):
     save(tmp_path, parts, 9, 10, 11)
     (tmp_path / "checkpoints" / "step-11" / "part-1.safetensors").unlink()
