@@ -18,23 +18,23 @@ from tests.support.processes import CONTEXT
 
 @contextmanager
 def held(directory, **environment):
-    """Another process holds the lock until the context ends, or until it is killed."""
-    has_it, end = CONTEXT.Event(), CONTEXT.Event()
-    other = CONTEXT.Process(target=_hold, args=(directory, environment, has_it, end))
+    """Another process holds the lock until it is killed, at the end of the context at the latest."""
+    here, there = CONTEXT.Pipe()
+    other = CONTEXT.Process(target=_hold, args=(directory, environment, there))
     other.start()
     try:
-        assert has_it.wait(60)
+        assert here.poll(60) and here.recv() == "held"
         yield other
     finally:
-        end.set()
+        other.kill()
         other.join()
 
 
-def _hold(directory, environment, has_it, end):
+def _hold(directory, environment, pipe):
     os.environ |= environment
     claim(directory)
-    has_it.set()
-    end.wait(60)
+    pipe.send("held")
+    time.sleep(120)
 
 
 @pytest.fixture(autouse=True)
