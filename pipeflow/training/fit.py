@@ -12,7 +12,7 @@ from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_en
 from ..distributed import Stop, World, open_world, say
 from ..errors import StopRequested
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, set_tensor_cores, steps_of
-from ..planning import balanced_cut, flow_step_costs, measure_steps, read_plan
+from ..planning import resolve_cut
 from ..storage import Saver, run_of
 from .evaluation import Ledger, evaluate
 from .phase import Phase
@@ -63,9 +63,6 @@ def fit(
     saver = Saver(world, run, config.checkpoint, state.step)
     if not world.standing:
         forget(state)
-    planned = read_plan(run, config, state.pixels.shape, world.device)
-    if planned.said:
-        say(world, planned.said)
     scores: dict[int, Ledger] = {}
 
     def score() -> None:
@@ -95,7 +92,6 @@ def fit(
             "steps": steps,
             **took,
             "images_per_s": steps * batch / took["train_seconds"],
-            "predicted_images_per_s": planned.images_per_s(config, settings, images, world),
         }
         if drift := phase.drift():
             ended["drift"] = drift
@@ -184,13 +180,12 @@ def _measured(world: World, config: Config, pixels: Space, flow: Maker | None) -
     """The settings with a balanced cut made explicit: measured once, by rank 0."""
     if config.cut.scheme != "balanced":
         return config
-    at: tuple[int, ...] = ()
+    at: list[int] = []
     if world.rank == 0:
-        steps = steps_of(config.model, pixels, flow)
-        seconds = measure_steps(steps, pixels.shape, config.data.batch, world.device)
-        at = balanced_cut(flow_step_costs(steps, seconds), config.cut.parts)
-    at = tuple(json.loads(world.exchange(json.dumps(at).encode())[0]))
-    cut = CutConfig("explicit", config.cut.parts, list(at), config.cut.provisional_prior)
+        steps, images = steps_of(config.model, pixels, flow), config.data.batch // world.grid.replicas
+        at = resolve_cut(config, pixels, steps, world.device, images).at or []
+    at = json.loads(world.exchange(json.dumps(at).encode())[0])
+    cut = CutConfig("explicit", config.cut.parts, at, config.cut.provisional_prior)
     return dataclasses.replace(config, cut=cut)
 
 

@@ -138,7 +138,6 @@ class Record:
             "ledger": _as_json(ledger),
             "seconds": [phase["seconds"] for phase in self.state.ended],
             "images_per_s": [phase["images_per_s"] for phase in self.state.ended],
-            "predicted_images_per_s": [phase.get("predicted_images_per_s") for phase in self.state.ended],
             "phases": self.state.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
@@ -219,12 +218,8 @@ def _opening(state: State) -> str:
 
 
 def _speeds(state: State) -> str:
-    """What each phase reached, beside what a plan had said."""
-    reached = []
-    for number, phase in enumerate(state.ended, 1):
-        said = phase.get("predicted_images_per_s")
-        beside = "" if said is None else f" (predicted {rate(said)})"
-        reached.append(f"phase {number} {rate(phase['images_per_s'])}{beside}")
+    """The images per second that each phase reached."""
+    reached = [f"phase {number} {rate(phase['images_per_s'])}" for number, phase in enumerate(state.ended, 1)]
     return f"images/s: {', '.join(reached)}"
 
 
