@@ -1,6 +1,6 @@
 """How fast, on one GPU: every setting compared with the card's own ceilings, in one command of at most ten minutes.
 
-    python3 -m benchmarks.gpu.gpu_suite --out DIR                      (from a bare checkout, at its root)
+    python3 -m benchmarks.gpu.gpu_suite --out DIR                      (after `pip install -e .`)
     python3 -m benchmarks.gpu.gpu_suite --out DIR --quick --device cpu      (small and short, to see that it works)
 
 1. The ceilings: bytes per second of a copy on the device, multiply-adds per second of one large matrix product.

@@ -29,7 +29,7 @@ from pipeflow.model import (
 )
 from pipeflow.model.truncated import truncate
 from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
-from pipeflow.stage import CudaRecorder, Recorded, Stage, make_optimizer
+from pipeflow.stage import CudaRecorder, RecordedStep, Stage, Update, make_optimizer
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.stream import Chain, Discard
 
@@ -102,14 +102,15 @@ class Workload:
 
     def stage(self, truncated: Truncated, fused: bool | None = None) -> Stage:
         """A part at work, not yet connected."""
-        optimizer = make_optimizer("adam", truncated.named_global_parameters(), self.lr, fused=fused)
-        return Stage(truncated, optimizer, self.lr, 0, None, self.pixels.dims)
+        named = truncated.named_global_parameters()
+        update = Update(named, make_optimizer("adam", named, self.lr, fused=fused), self.lr)
+        return Stage(truncated, update, self.pixels.dims)
 
     def training_stage(self, fused: bool | None = None, cuda_graphs: bool = False) -> Stage:
         """The whole flow as one stage, fed with the images: each `tick` is a training step, end to end."""
         stage = self.stage(self.build()[1], fused)
         if cuda_graphs:
-            stage.work = Recorded(stage.work, stage.optimizer, CudaRecorder(self.torch_device))
+            stage.step = RecordedStep(stage.step, stage.update.optimizer, CudaRecorder(self.torch_device))
         stage.connect(self.batches(), Discard())
         for _ in range(WARM_UP + 1 if cuda_graphs else 0):
             stage.tick()

@@ -20,7 +20,7 @@ from pipeflow.distributed import World
 from pipeflow.distributed.pipeline_1f1b import timed_stage
 from pipeflow.flow import Packet
 from pipeflow.model import bits_per_dim
-from pipeflow.stage import Carriage, make_optimizer
+from pipeflow.stage import PipelineModule, make_optimizer
 from pipeflow.stream import Discard, close
 
 NAMES = {
@@ -106,7 +106,7 @@ class ByParts(Approach):
         close(self._ends)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for stage in self._stages.values() for name, parameter in stage.named}
+        return {name: parameter for stage in self._stages.values() for name, parameter in stage.update.named}
 
 
 class PartAlone(ByParts):
@@ -149,8 +149,8 @@ class TorchPipeline(Approach):
         self._truncated = workload.build()[0][world.rank]
         self._last = world.rank == world.size - 1
         shapes = (self._truncated.part.event_in, self._truncated.part.event_out)
-        carriage, position = Carriage([self._truncated], self._last), (world.rank, world.size)
-        stage = timed_stage(carriage, self._last, position, shapes, workload.batch // micro, world.device, group)
+        module, position = PipelineModule([self._truncated], self._last), (world.rank, world.size)
+        stage = timed_stage(module, self._last, position, shapes, workload.batch // micro, world.device, group)
         dims = workload.pixels.dims
 
         def loss(nll: Tensor, target: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class OneProcess(Approach):
         torch.set_num_threads(self.world.config.threads)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._stage.named) if self.world.rank == 0 else {}
+        return dict(self._stage.update.named) if self.world.rank == 0 else {}
 
 
 def make_approach(

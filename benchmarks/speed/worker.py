@@ -17,7 +17,7 @@ import torch
 from benchmarks.lib.timing import now
 from benchmarks.lib.workload import Repeated, Workload
 from benchmarks.speed.approaches import Approach, make_approach
-from pipeflow.distributed import ParallelConfig, open_world
+from pipeflow.distributed import ParallelConfig, open_world, prepare_process
 from pipeflow.distributed.socket_counters import sockets
 from pipeflow.stream import Discard
 
@@ -32,6 +32,7 @@ class Worker:
         config = ParallelConfig(backend=backend, depth=workload.depth, threads=threads)
         self.workload = workload
         self.world = open_world(config, parts, workload.device)
+        prepare_process(threads, self.world.device)
         self._groups: dict[str, Any] = {}
         self._known: dict[str, Approach] = {}
         self._control = self._control_connections()

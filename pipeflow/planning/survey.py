@@ -11,7 +11,6 @@ import torch
 
 from ..config import Config
 from ..data import Batches, Pixels
-from ..distributed import WIRES
 from ..flow import Event, StandardNormal, Step, make_prior
 from ..model import flow_step_positions, glow_steps, set_precision, set_tensor_cores
 from .balance import flow_step_costs
@@ -60,7 +59,7 @@ def survey(config: Config, pixels: Pixels, device: torch.device) -> Profile:
     return Profile(
         steps=tuple(found),
         priors=(*behind, priors[config.glow.top_prior, events[-1]]),
-        sent_bytes=tuple(4 + WIRES[config.parallel.wire].itemsize * torch.Size(event).numel() for event in events),
+        sent_bytes=tuple(map(config.parallel.bytes_per_image, events)),
         state_bytes=4 * slots,
     )
 
