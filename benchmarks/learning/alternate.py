@@ -9,7 +9,6 @@ shows in its own loss, and in those of the parts after it, which see other laten
 it on the digits. The run stays in --runs: one that was interrupted goes on.
 """
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning.recipe import Recipe
-from benchmarks.learning.runs import TrainingRun, add_options, runs_directory, train_all
-from benchmarks.learning.tasks import LARGE, digits, large
+from benchmarks.learning.runs import add_options, runs_directory, train_all
+from benchmarks.learning.tasks import LARGE, digits, large, portable
 from benchmarks.lib.results import about, axes, keep, make_parser, table
+from pipeflow.reporting import read
 
 BINS = 300
 WARM_UP = 50  # updates at the switch
@@ -47,7 +47,7 @@ def main() -> None:
     result = train_all([run], runs)[0]
     if "failed" in result:
         raise SystemExit(result["failed"])
-    streams = losses(runs / run.directory, run, task.batch / task.train_images)
+    streams = losses(runs / run.directory, task.batch / task.train_images)
     parts = max(len(point["truncated"]) for point in result["curve"])  # early on, not all have begun to learn
     names = [f"after part {number}" for number in range(1, parts + 1)]
     rows = [[point["images"] / task.train_images, *point["truncated"]] for point in result["curve"]]
@@ -65,35 +65,23 @@ def main() -> None:
     training.set_ylabel("bits/dim")
     data = "digits" if args.quick else LARGE["cifar10_jpeg"].title
     figure.suptitle(f"Turns of one part each, then end to end: {data}")
-    settings = {"data": data, "lr": args.lr, "words": _portable(run.words, args.root), "phases": run.phases}
+    settings = {"data": data, "lr": args.lr, "words": portable(run.words, args.root), "phases": run.phases}
     keep("alternate", {**about(settings), "curve": result["curve"], "training": streams}, args, figure)
 
 
-def losses(directory: Path, run: TrainingRun, epoch: float) -> list[dict[str, Any]]:
+def losses(directory: Path, epoch: float) -> list[dict[str, Any]]:
     """Training bits/dim of each part and of end to end, averaged over bins; None while it did not learn."""
-    steps = sum(phase["steps"] for phase in run.phases)
+    run = read(directory)
+    steps = int(run.steps[-1])
     bins = min(BINS, steps)
     found = []
-    for stream in sorted(
-        (directory / "metrics").glob("*[0-9d].jsonl"), key=lambda path: (path.stem[0] == "e", path.stem)
-    ):
-        lines = [json.loads(text) for text in stream.read_text().splitlines()]
-        learned = np.array([(line["step"], line["bits_per_dim"]) for line in lines if line["learn"]], ndmin=2)
+    for track in run.tracks:
+        learned = np.stack([track.step, track.bits], 1)[track.learn]
         bin_of = (learned[:, 0] - 1) * bins // steps
         means = [learned[bin_of == one].mean(0).tolist() if one in bin_of else None for one in range(bins)]
-        found.append(
-            {
-                "name": stream.stem.replace("-", " ").replace("_", " "),
-                "epoch": [point and point[0] * epoch for point in means],
-                "bits_per_dim": [point and point[1] for point in means],
-            }
-        )
+        epochs, bits = ([point and point[column] for point in means] for column in (0, 1))
+        found.append({"name": track.name, "epoch": [step and step * epoch for step in epochs], "bits_per_dim": bits})
     return found
-
-
-def _portable(words: tuple[str, ...], root: Path | None) -> str:
-    """Settings without the path of the images on this machine."""
-    return " ".join(words).replace(str(root.resolve()), "DIR") if root else " ".join(words)
 
 
 if __name__ == "__main__":

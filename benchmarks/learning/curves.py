@@ -58,6 +58,11 @@ def read_result(run: Path, processes: int) -> Result:
     }
 
 
+def columns(result: Result, *keys: str) -> list[list[float]]:
+    """Columns of a result's curve, from the first evaluation at which the model has bits/dim."""
+    return [[point[key] for point in result["curve"] if point["bits_per_dim"] is not None] for key in keys]
+
+
 def _bytes(story: Story, processes: int, steps: list[int]) -> Sequence[float | None]:
     """Bytes that cross between processes until each step, computed: latents by parts, gradients end to end (DDP).
 

@@ -25,6 +25,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.learning.comparison import TAIL, Found, Recipes, bits, gaps, helps, summary
+from benchmarks.learning.curves import columns
 from benchmarks.learning.recipe import Recipe, Task
 from benchmarks.learning.runs import add_options, runs_directory
 from benchmarks.learning.sweep import final
@@ -164,9 +165,8 @@ def draw(first: Found, recipes: Recipes, second: Found, third: Found, fourth: Fo
         best = min(names, key=lambda name: bits(first[name]))
         line = curves.plot([], [], label=best)[0]
         for result in (result for result in first[best] if "curve" in result):
-            points = [point for point in result["curve"] if point["bits_per_dim"] is not None]
-            x = [point["images"] / train for point in points]
-            curves.plot(x, [point["bits_per_dim"] for point in points], color=line.get_color(), linewidth=1)
+            images, values = columns(result, "images", "bits_per_dim")
+            curves.plot([count / train for count in images], values, color=line.get_color(), linewidth=1)
         finals = {recipes[name].lr: [final(one) for one in first[name] if "final" in one] for name in names}
         _bars(lrs, {lr: values for lr, values in finals.items() if values}, schedule)
     for part in range(1, 4):

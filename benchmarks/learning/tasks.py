@@ -69,6 +69,11 @@ def large(
     return task, swept, Grid(data.lrs, then=(), seeds=(100,))
 
 
+def portable(words: tuple[str, ...], root: Path | None) -> str:
+    """Settings as on a command line, with DIR for the directory of the images on this machine."""
+    return " ".join("DIR" if root and word == str(root.resolve()) else word for word in words)
+
+
 def _glow(levels: int, steps: int, hidden: int) -> tuple[str, ...]:
     sizes = {"levels": levels, "steps": steps, "hidden": hidden}
     return tuple(word for name, value in sizes.items() for word in (f"--glow.{name}", str(value)))

@@ -21,11 +21,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.learning.curves import Result
+from benchmarks.learning.curves import Result, columns
 from benchmarks.learning.recipe import Recipe, Task
 from benchmarks.learning.runs import add_options, runs_directory, train_all
 from benchmarks.learning.sweep import Tried, best_of, final
-from benchmarks.learning.tasks import LARGE, digits, large
+from benchmarks.learning.tasks import LARGE, digits, large, portable
 from benchmarks.lib.results import about, axes, keep, make_parser, table
 
 THIRD = 1 / 3
@@ -72,7 +72,7 @@ def main() -> None:
     if timed:
         print("\n" + times_table(timed, task))
     config = {"data": title, "parts": args.parts, "steps": task.steps, "batch": task.batch}
-    config["words"] = " ".join(task.words).replace(str(args.root and args.root.resolve()), "DIR")
+    config["words"] = portable(task.words, args.root)
     searched = {
         name: [{**vars(one.recipe), "bits_per_dim": one.bits} for one in found] for name, found in tried.items()
     }
@@ -172,12 +172,11 @@ def draw(by_recipe: dict[str, list[Result]], timed: list[Result], data: str, tra
 
 def _draw_timed(timed: list[Result], seconds: Any, sent: Any) -> None:
     for result in (result for result in timed if "curve" in result):
-        points = [point for point in result["curve"] if point["bits_per_dim"] is not None]
-        bits = [point["bits_per_dim"] for point in points]
         style = {"linestyle": "--" if result["processes"] * result["threads"] == 1 else "-", "label": title(result)}
-        seconds.plot([point["seconds"] for point in points], bits, **style)
+        took, moved, bits = columns(result, "seconds", "bytes", "bits_per_dim")
+        seconds.plot(took, bits, **style)
         if result["processes"] > 1:
-            sent.plot([point["bytes"] / 2**20 for point in points], bits, label=title(result))
+            sent.plot([size / 2**20 for size in moved], bits, label=title(result))
     seconds.set(xlabel="seconds of training", title="alone on the machine; dashed: one core")
     sent.set(xlabel="MiB between processes, computed", xscale="log")
 
