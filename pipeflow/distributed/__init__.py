@@ -19,12 +19,13 @@ from .settings import WIRES, ParallelConfig, bytes_per_image
 from .socket_counters import totals
 from .transport_errors import lost_error, others_answer
 from .watchdog import Watch
-from .world import ResumePoint, World, say
+from .world import Members, ResumePoint, World, say
 
 __all__ = [
     "EVERYONE",
     "WIRES",
     "Engine",
+    "Members",
     "ParallelConfig",
     "Pulse",
     "ResumePoint",

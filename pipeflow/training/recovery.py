@@ -30,7 +30,7 @@ class Rejoin:
     Args:
         state: the run, at the beginning of the segment.
         phase: number of the phase.
-        segment: about to be trained, or to be taken up again at `state.world.resume_point`.
+        segment: about to be trained, or to be taken up again at `state.run.world.resume_point`.
         elapsed: seconds that the phase has taken so far.
 
     Attributes:
@@ -38,11 +38,11 @@ class Rejoin:
     """
 
     def __init__(self, state: State, phase: int, segment: Segment, elapsed: dict[str, float]) -> None:
-        self.world = state.world
+        self.world = state.run.world
         self.done = (0,) * len(self.world.owner)
         self._waits_at = ResumePoint(phase, segment.start)
         self._backlogs: dict[int, Backlog] = {}
-        by_parts = state.config.phases[phase - 1].schedule != "end_to_end"
+        by_parts = state.run.config.phases[phase - 1].schedule != "end_to_end"
         self._active = bool(self.world.config.rejoin_s) and self.world.size > 1 and by_parts
         if self._active and not self.world.resume_point:
             _keep(state, self._waits_at, elapsed)
@@ -119,23 +119,23 @@ def recall(state: State) -> None:
     Raises:
         NoReturnError: there is nothing, or it is damaged; the others are told so.
     """
-    assert state.world.resume_point
-    file = _file(state, state.world.resume_point)
+    assert state.run.world.resume_point
+    file = _file(state, state.run.world.resume_point)
     try:
         with safe_open(file, "pt") as kept:
             told = json.loads(kept.metadata()["state"])
             tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # the reader has an exception class of its own
-        sentence = f"{state.world.place()} cannot come back alone ({file}: {error}): all have to start again"
-        state.world.gather(sentence)
+        sentence = f"{state.run.world.place()} cannot come back alone ({file}: {error}): all have to start again"
+        state.run.world.gather(sentence)
         raise NoReturnError(sentence) from error
-    for part in state.world.mine:
-        state.slices[part].load_global_state(tensors)
-    state.take_slots({name: tensor for name, tensor in tensors.items() if "/" in name})
-    state.learned = set(told.pop("learned"))
+    for part in state.run.world.mine:
+        state.weights.slices[part].load_global_state(tensors)
+    state.weights.take_slots({name: tensor for name, tensor in tensors.items() if "/" in name})
+    state.progress.learned = set(told.pop("learned"))
     for name, value in told.items():
-        setattr(state, name, value)
-    state.world.pulse.step = state.step
+        setattr(state.progress, name, value)
+    state.run.world.pulse.step = state.progress.step
 
 
 def forget(state: State) -> None:
@@ -147,10 +147,10 @@ def forget(state: State) -> None:
 def _keep(state: State, at: ResumePoint, elapsed: dict[str, float]) -> None:
     """Writes this process's parts, as they are, for the process that may take its place."""
     tensors: dict[str, Any] = {}
-    for part in state.world.mine:
-        tensors |= state.part_state(part)
-    told = {name: getattr(state, name) for name in ("step", "begun", "ended", "moments_of")}
-    told |= {"learned": sorted(state.learned), "elapsed": elapsed}
+    for part in state.run.world.mine:
+        tensors |= state.weights.part_state(part)
+    told = {name: getattr(state.progress, name) for name in ("step", "begun", "ended", "moments_of")}
+    told |= {"learned": sorted(state.progress.learned), "elapsed": elapsed}
     file = _file(state, at)
     file.parent.mkdir(exist_ok=True)
     partial = file.with_suffix(".partial")
@@ -164,13 +164,13 @@ def _keep(state: State, at: ResumePoint, elapsed: dict[str, float]) -> None:
 
 def _kept(state: State) -> list[Path]:
     """What this process has kept, in order."""
-    files = _directory(state).glob(f"rank-{state.world.rank}-*.safetensors")
+    files = _directory(state).glob(f"rank-{state.run.world.rank}-*.safetensors")
     return sorted(files, key=lambda file: [int(number) for number in file.stem.split("-")[1:]])
 
 
 def _directory(state: State) -> Path:
-    return Path(state.config.run_dir) / "rejoin"
+    return Path(state.run.config.run_dir) / "rejoin"
 
 
 def _file(state: State, at: ResumePoint) -> Path:
-    return _directory(state) / f"rank-{state.world.rank}-{at.phase}-{at.step}.safetensors"
+    return _directory(state) / f"rank-{state.run.world.rank}-{at.phase}-{at.step}.safetensors"

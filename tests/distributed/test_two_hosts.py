@@ -7,19 +7,15 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.small_runs import fit_in
-from tests.training.test_faults import SLACK_S
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from hosts import two_hosts, why_not
-
+from benchmarks.lib.namespaces import two_hosts, why_not
 from pipeflow.config.parser import parse
 from pipeflow.storage import checkpoint
+from tests.support.small_runs import fit_in
+from tests.training.test_faults import SLACK_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=f"two hosts: {why_not()}")]
 HEARTBEAT_S, TIMEOUT_S = 0.5, 6.0
@@ -40,7 +36,7 @@ class Run:
         self.files = [directory / f"{name}-{number}" for number in (1, 2)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
         meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint={hosts[0].address}:29400", f"--rdzv_id={name}"]
-        train = ["-m", "pipeflow.train", "--", "--run_dir", str(self.run), *WORDS, *words]
+        train = ["-m", "pipeflow.train", "--run_dir", str(self.run), *WORDS, *words]
         self.agents = []
         for number, (host, file) in enumerate(zip(hosts, self.files, strict=True)):
             where = [f"--rdzv_conf=is_host={int(number == 0)}", f"--local-addr={host.address}"]
