@@ -2,23 +2,22 @@
 
 import dataclasses
 import os
-import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from ..storage import checkpoint
+from ..model import CutConfig
+from ..storage import Manifest, RunDirectory, checkpoint, run_of
 from .config import Config
-from .parser import parse_resume
-from .plain_yaml import settings_in
+from .parser import from_dict, read_words
+from .yaml_text import read_file
 
 Resume = Path | Literal["auto"] | None
 
 
-def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config, Resume]:
+def settle(
+    arguments: Sequence[str], base: Config | None = None, before_reading: Callable[[Path], Any] = lambda run: None
+) -> tuple[Config, Resume]:
     """Command line → settings, and where to go on from.
 
     With `--resume`, what the command line leaves open is the checkpoint's; and a process that torchrun has restarted,
@@ -27,70 +26,73 @@ def settle(arguments: Sequence[str], base: Config | None = None) -> tuple[Config
     Args:
         arguments: dotted names and values.
         base: the settings that they override; the quickstart by default.
+        before_reading: called with the run directory before anything in it is read.
+
+    Returns:
+        The settings; and "auto", a checkpoint, another run whose newest checkpoint is meant, or None.
 
     Raises:
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
-    config, wish = parse_resume(arguments) if base is None else _filled(arguments, base.as_dict())
-    run = Path(config.run_dir)
+    given, wish = read_words(arguments)
+    config = _filled((base or Config()).as_dict(), given)
+    origin = None if wish in (None, "auto") else Path(wish)
+    run = Path(config.run_dir if "run_dir" in given else (origin and _run_of(origin)) or config.run_dir)
+    before_reading(run)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
-        wish = "auto"
+        wish, origin = "auto", None
     if wish is None:
-        return config, None
-    source, run = _readable(run) if wish == "auto" else _named(Path(wish), Path((base or Config()).run_dir))
-    if source:
-        then, told = checkpoint.read_manifest(source).config, source
-    elif (run / "config.yaml").is_file():  # interrupted before its first checkpoint
-        then, told = yaml.safe_load((run / "config.yaml").read_text()), run / "config.yaml"
+        return dataclasses.replace(config, run_dir=str(run)), None
+    settings = RunDirectory(run).settings
+    source, manifest = _readable(run) if origin is None else _named(origin)
+    if manifest:
+        then, at, told = manifest.config, manifest.at, source
+    elif settings.is_file():  # interrupted before its first checkpoint
+        then = read_file(settings)
+        at, told = then["cut"]["at"] or [], settings
     else:
-        return config, "auto"
+        return dataclasses.replace(config, run_dir=str(run)), "auto"
     try:
-        config, _ = _filled(arguments, then | {"run_dir": str(run)})
-    except (ValueError, TypeError, KeyError) as error:
+        config = _filled(then, {"run_dir": str(run)} | given)
+    except ValueError as error:
         raise ValueError(f"With the settings of {told}: {error}") from error
-    at = checkpoint.read_manifest(source).at if source else then["cut"]["at"] or []
     if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
         cut = dataclasses.replace(config.cut, scheme="explicit", at=at)  # measured once
         config = dataclasses.replace(config, cut=cut)
-    return config, "auto" if wish == "auto" else source
+    return config, origin or "auto"
 
 
-def _readable(run: Path) -> tuple[Path | None, Path]:
-    """The newest checkpoint whose settings can be read; whether it is whole, `find` will see."""
+def _run_of(origin: Path) -> Path | None:
+    """The run that a path names, or that the checkpoint it names lies in."""
+    if (origin / "checkpoints").is_dir():
+        return origin
+    return run_of(origin) if origin.resolve().parent.name == "checkpoints" else None
+
+
+def _readable(run: Path) -> tuple[Path, Manifest | None]:
+    """The newest checkpoint whose settings can be read; whether it is damaged, `find` will see."""
     for step in reversed(checkpoint.steps_saved(run)):
-        directory = run / "checkpoints" / f"step-{step}"
         try:
-            checkpoint.read_manifest(directory)
+            directory = RunDirectory(run).checkpoint(step)
+            return directory, checkpoint.read_manifest(directory)
         except ValueError:
             continue
-        return directory, run
-    return None, run
+    return run, None
 
 
-def _named(path: Path, otherwise: Path) -> tuple[Path, Path]:
-    """A checkpoint, or a run, whose newest it then is; and the run that it belongs to, `otherwise` if to none."""
-    if (path / "checkpoints").is_dir():
-        found, wrong = checkpoint.newest(path)
-        if found is None:
-            raise ValueError(f"{path} has no whole checkpoint. {' '.join(wrong)}")
-        return found, path
-    checkpoint.read_manifest(path)
-    if path.resolve().parent.name == "checkpoints":
-        return path, checkpoint.run_of(path)
-    return path, otherwise
+def _named(origin: Path) -> tuple[Path, Manifest]:
+    """A checkpoint, or the newest of a run."""
+    source, manifest = _readable(origin)
+    if manifest is None and (origin / "checkpoints").is_dir():
+        raise ValueError(f"{origin} has no checkpoint that can be read.")
+    return source, manifest or checkpoint.read_manifest(origin)
 
 
-def _filled(arguments: Sequence[str], base: dict[str, Any]) -> tuple[Config, str | None]:
-    """The settings of a command line, what it leaves open from `base`, and what `--resume` says."""
-    words: list[str] = []
-    given: dict[str, Any] = {}
-    for word, after in pairwise([*arguments, ""]):
-        file = after if word == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else None
-        if file is not None:
-            found = settings_in(Path(file))
-            given |= found
-            words += ["--phases=[]"] * ("phases" in found)  # a list is given whole
-        words.append(word)
-    if "cut" in given or any(re.match(r"--cut\.(scheme|parts|at)", word) for word in arguments):
-        base = base | {"cut": {"provisional_prior": base["cut"]["provisional_prior"]}}
-    return parse_resume(words, base)
+def _filled(settings: dict[str, Any], given: dict[str, Any]) -> Config:
+    """`given` over other settings; a cut that is given takes nothing but the provisional prior from the other one."""
+    cut = given.get("cut")
+    if isinstance(cut, dict) and not {"scheme", "parts", "at"}.isdisjoint(cut):
+        unset = {"cut": dataclasses.asdict(CutConfig())}
+        del unset["cut"]["provisional_prior"]
+        return from_dict(settings, unset, given)
+    return from_dict(settings, given)

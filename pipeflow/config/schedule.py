@@ -1,4 +1,4 @@
-"""Who learns when: pure functions from phases to turns, and from turns to stretches between two evaluations.
+"""Who learns when: pure functions from phases to turns, and from turns to segments between two evaluations.
 
 Nothing here touches a tensor; the plans are carried out in training/phase.py and tested as literal tables.
 """
@@ -17,7 +17,7 @@ class Turn(NamedTuple):
     steps: int
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """What is done without a pause: `steps` batches of a phase's turn number `turn`, from batch `start` of the run."""
 
     turn: int
@@ -74,7 +74,7 @@ def multiples(every: int | None, start: int, end: int) -> list[int]:
     return [t for t in range(start + 1, end + 1) if t % every == 0] if every else []
 
 
-def stretches(plan: list[Turn], start: int, pauses: list[int], at: int | None = None) -> Iterator[Stretch]:
+def segments(plan: list[Turn], start: int, pauses: list[int], at: int | None = None) -> Iterator[Segment]:
     """Cuts turns at the steps where the run pauses.
 
     Args:
@@ -89,7 +89,7 @@ def stretches(plan: list[Turn], start: int, pauses: list[int], at: int | None = 
         borders = [max(start, at), *(step for step in pauses if max(start, at) < step < end), end]
         if at < end:
             for first, last in pairwise(borders):
-                yield Stretch(number, turn.learners, first, last - first)
+                yield Segment(number, turn.learners, first, last - first)
         start = end
 
 
@@ -100,3 +100,30 @@ def lessons(plan: list[Turn], part: int, done: int) -> int:
         count += min(turn.steps, max(0, done)) * (part in turn.learners)
         done -= turn.steps
     return count
+
+
+def micro_batches(wanted: int | None, images: int, stages: int) -> int:
+    """Into how many equal pieces a pipeline cuts a batch.
+
+    Args:
+        wanted: the setting; None takes the fewest that will do.
+        images: a chain's share of a batch.
+        stages: processes in the chain; with fewer micro-batches than these, 1F1B has no order of them.
+
+    Raises:
+        ValueError: pieces that are too few, or not equal, and what would fit.
+    """
+    fitting = [pieces for pieces in range(stages, images + 1) if images % pieces == 0]
+    if wanted in fitting:
+        return wanted
+    if not fitting:
+        raise ValueError(
+            f"end_to_end.engine is pipeline, but the {images} image{'s' * (images != 1)} of a batch that a chain takes "
+            f"cannot be {stages} micro-batches for its {stages} processes; use a larger data.batch, or engine fsdp."
+        )
+    if wanted is None:
+        return fitting[0]
+    raise ValueError(
+        f"end_to_end.micro_batches is {wanted}, but a chain of {stages} processes takes {images} images a batch, which "
+        f"must be cut into equal pieces, at least {stages}: {', '.join(map(str, fitting))} will do."
+    )

@@ -3,7 +3,7 @@
 from .batches import Batches, ImageArray, InOrder, fetch, resident, share
 from .datasets import ImageSet, SourceName, outline
 from .image_decoding import Images
-from .image_grid import save_sheet
+from .image_grid import save_sheet, sheet_png
 from .pixels import Pixels
 from .points import Points, Space, space
 from .rng import Purpose, normal
@@ -33,5 +33,6 @@ __all__ = [
     "resident",
     "save_sheet",
     "share",
+    "sheet_png",
     "space",
 ]

@@ -6,6 +6,7 @@ several blocks below each other, and rows that belong together though they are n
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -36,16 +37,22 @@ def draw_sheet(blocks: Sequence[Sequence[Tensor]], levels: int) -> Tensor:
     return pad(torch.cat(spaced, 1), (enlarge, 0, enlarge, 0), value=_GREY)
 
 
-def save_sheet(images: Tensor | Sequence[Sequence[Tensor]], levels: int, path: Path) -> None:
-    """Writes a sheet as a PNG.
+def sheet_png(images: Tensor | Sequence[Sequence[Tensor]], levels: int) -> bytes:
+    """A sheet as a PNG.
 
     Args:
         images: (B, C, H, W) uint8, or blocks as `draw_sheet` takes them.
         levels: number of values of a stored pixel; the highest is drawn white.
-        path: where to; folders are made.
     """
+    stream = BytesIO()
+    save_image(draw_sheet([[images]] if isinstance(images, Tensor) else images, levels), stream, "png")
+    return stream.getvalue()
+
+
+def save_sheet(images: Tensor | Sequence[Sequence[Tensor]], levels: int, path: Path) -> None:
+    """Writes what `sheet_png` returns; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(draw_sheet([[images]] if isinstance(images, Tensor) else images, levels), path)
+    path.write_bytes(sheet_png(images, levels))
 
 
 def _rows(images: Tensor, levels: int, columns: int, enlarge: int) -> Tensor:

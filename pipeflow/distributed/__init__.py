@@ -9,8 +9,9 @@ from .grid import grid, owners
 from .heartbeat import EVERYONE, Pulse
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
+from .process_settings import intra_op_threads, prepare_process
 from .process_world import open_world
-from .settings import WIRES, ParallelConfig
+from .settings import WIRES, ParallelConfig, bytes_per_image
 from .sharding import local, placed, whole
 from .socket_counters import totals
 from .watchdog import Watch
@@ -25,13 +26,16 @@ __all__ = [
     "Stop",
     "Watch",
     "World",
+    "bytes_per_image",
     "choose_device",
     "grid",
+    "intra_op_threads",
     "keep_memory",
     "local",
     "open_world",
     "owners",
     "placed",
+    "prepare_process",
     "say",
     "totals",
     "whole",

@@ -82,9 +82,10 @@ def loss_by_bytes(story: Story) -> Drawing | None:
         return None
     unit, size = _byte_unit(sent[-1])
     axis = _Axis(f"latents handed forward by parts, computed ({unit})", lambda step: story.at(sent, step) / size)
-    caption = "Computed, not measured: 4 bytes a number of each latent and log-likelihood, for every packet of "
-    caption += "training that crosses a border, within a process or between two. End to end nothing crosses borders; "
-    caption += "that phase is left out."
+    width = {"fp32": "4 bytes", "bf16": "2 bytes"}[story.config.parallel.wire]
+    caption = f"Computed, not measured: {width} a number of each latent and 4 of each log-likelihood, for every packet "
+    caption += "of training that crosses a border, within a process or between two. End to end nothing crosses "
+    caption += "borders; that phase is left out."
     parts = [track for track in story.tracks if track.part is not None]
     return _loss(story, axis, "loss_bytes", "Loss against bytes sent forward", caption, parts)
 

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +216,7 @@ def read(place: str | Path) -> Story:
 
 
 def border_bytes(config: Config, image: Sequence[int]) -> list[int]:
-    """Bytes of one packet at each border: a latent and a log-likelihood an image, 4 bytes a number.
+    """Bytes of one packet at each border, with the latents as `parallel.wire` sends them.
 
     Args:
         config: model, cut and batch.
@@ -227,7 +226,7 @@ def border_bytes(config: Config, image: Sequence[int]) -> list[int]:
     event: Event = (channels, height, width)
     steps = glow_steps(replace(config.glow, hidden=1), event, config.seed)  # shapes do not depend on the width
     pieces = cut_steps(steps, scheme_cut(config.cut, config.glow.levels, config.glow.steps), event)
-    return [config.data.batch * (prod(piece.event_out) + 1) * 4 for piece in pieces[:-1]]
+    return [config.data.batch * config.parallel.bytes_per_image(piece.event_out) for piece in pieces[:-1]]
 
 
 def _read(file: Path) -> bytes:

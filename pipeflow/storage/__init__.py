@@ -1,23 +1,34 @@
 """What a run leaves on disk, and how it is read back."""
 
 from .async_saver import Saver
-from .checkpoint import CheckpointConfig, Manifest, run_of
+from .atomic import write_whole
+from .checkpoint import CheckpointConfig
 from .jsonl import Stream, largest, rewind
+from .manifest import Manifest
+from .run_directory import END_TO_END, EVALUATION, MODEL, RunDirectory, part_stream, run_of
 from .run_lock import claim, release
-from .verify import check_own, check_tensors, is_provisional, owner_of
+from .verify import check_names, check_own, check_tensors, check_values, is_provisional, owner_of
 
 __all__ = [
+    "END_TO_END",
+    "EVALUATION",
+    "MODEL",
     "CheckpointConfig",
     "Manifest",
+    "RunDirectory",
     "Saver",
     "Stream",
+    "check_names",
     "check_own",
     "check_tensors",
+    "check_values",
     "claim",
     "is_provisional",
     "largest",
     "owner_of",
+    "part_stream",
     "release",
     "rewind",
     "run_of",
+    "write_whole",
 ]

@@ -16,8 +16,10 @@ from torch import Tensor
 from ..distributed import World
 from ..errors import SaveError
 from . import checkpoint
-from .checkpoint import CheckpointConfig, Manifest
+from .checkpoint import CheckpointConfig
 from .jsonl import Stream
+from .manifest import Manifest
+from .run_directory import CHECKPOINTS, RunDirectory
 
 _POLL_S = 0.02
 
@@ -36,12 +38,14 @@ class Saver:
     """
 
     def __init__(self, world: World, run: Path, config: CheckpointConfig, step: int = 0) -> None:
-        self.world, self.run, self.config = world, run, config
+        self.world, self.run, self.config = world, RunDirectory(run), config
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
-        self._stream = Stream(run / "metrics" / "checkpoints.jsonl") if world.rank == 0 else None
+        self._stream = Stream(self.run.stream(CHECKPOINTS)) if world.rank == 0 else None
         if not world.standing:  # else the others are at work on them
-            world.first(lambda: self._sweep(step))
+            if world.rank == 0:
+                self._sweep(step)
+            world.exchange(b"")
 
     def save(self, parts: dict[int, dict[str, Tensor]], manifest: Manifest) -> Path:
         """Copies the tensors and returns; the checkpoint is whole some time later. Every process must call it.
@@ -62,7 +66,7 @@ class Saver:
         stall = time.perf_counter() - began
         self._thread = threading.Thread(target=self._write, args=(copies, manifest, stall), daemon=True)
         self._thread.start()
-        return self.run / "checkpoints" / f"step-{manifest.step}"
+        return self.run.checkpoint(manifest.step)
 
     def wait(self) -> None:
         """Until this process has done its share of the last checkpoint."""
@@ -82,7 +86,8 @@ class Saver:
 
     def _write(self, copies: dict[int, dict[str, Tensor]], manifest: Manifest, stall: float) -> None:
         began = time.perf_counter()
-        partial = self.run / "checkpoints" / f"step-{manifest.step}.partial"
+        final = self.run.checkpoint(manifest.step)
+        partial = final.with_name(final.name + ".partial")
         mine = f"saved/{manifest.step}/"
         try:
             written = [checkpoint.write_part(partial, part, tensors) for part, tensors in copies.items()]
@@ -90,7 +95,7 @@ class Saver:
             if self.world.rank == 0:
                 everyone = [entry for rank in range(self.world.size) for entry in self._of(f"{mine}{rank}")]
                 checkpoint.publish(partial, replace(manifest, files={name: digest for name, digest, _ in everyone}))
-                checkpoint.prune(self.run, self.config.keep)
+                checkpoint.prune(self.run.path, self.config.keep)
                 self._report(manifest.step, stall, time.perf_counter() - began, sum(size for *_, size in everyone))
         except SaveError as error:
             self._error = error
@@ -114,12 +119,11 @@ class Saver:
         self._stream.flush()
 
     def _sweep(self, step: int) -> None:
-        if self.world.rank:
-            return
-        checkpoints = self.run / "checkpoints"
-        for path in checkpoints.glob("step-*.*"):
-            if path.suffix in (".partial", ".removed"):  # of a save or a removal that was interrupted
+        """Removes what an interrupted save or removal left; damaged checkpoints after `step` lose their names."""
+        for path in self.run.checkpoints.glob("step-*.*"):
+            if path.suffix in (".partial", ".removed"):
                 shutil.rmtree(path, ignore_errors=True)
-        for damaged in [saved for saved in checkpoint.steps_saved(self.run) if saved > step]:
-            path = checkpoints / f"step-{damaged}"
-            path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
+        for damaged in self.run.saved_steps():
+            if damaged > step:
+                path = self.run.checkpoint(damaged)
+                path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))

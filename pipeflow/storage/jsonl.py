@@ -1,14 +1,18 @@
 """Metrics as JSON lines: appended while a run works, and cut back where it resumes."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from .atomic import write_whole
+
 
 def rewind(file: Path, step: int) -> None:
-    """Takes back what a stream says of steps behind `step`, and a line that was cut off."""
+    """Takes back what a stream says of steps after `step`, and a line that was cut off."""
     kept = []
     for line in file.read_text().splitlines(keepends=True):
         try:
@@ -16,9 +20,7 @@ def rewind(file: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    shorter = file.with_name(file.name + ".partial")
-    shorter.write_text("".join(kept))
-    shorter.replace(file)
+    write_whole(file, "".join(kept))
 
 
 def largest(file: Path, phase: int, names: Sequence[str]) -> dict[str, float]:
@@ -33,7 +35,7 @@ def largest(file: Path, phase: int, names: Sequence[str]) -> dict[str, float]:
 
 
 class Stream:
-    """The metrics of one part, appended to a JSONL file, a line a tick.
+    """Metrics that are appended to a file of JSON lines.
 
     Args:
         path: of the file.
@@ -41,6 +43,7 @@ class Stream:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         self._file: IO[str] = path.open("a", buffering=1 << 16)
 
     def write(self, **fields: object) -> None:
@@ -48,8 +51,10 @@ class Stream:
         self._file.write(json.dumps(fields) + "\n")
 
     def flush(self) -> None:
-        """Makes what was written visible to readers."""
+        """Makes what was written visible to readers; an OSError if the file is not in its folder any more."""
         self._file.flush()
+        if not self.path.is_file():  # a removed file takes what is written to it, and nobody will find it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 
     def close(self) -> None:
         """Ends the stream."""

@@ -1,45 +1,115 @@
 """One run, one set of processes: a run directory that others are training in is left alone.
 
-Two runs that write the same metrics and checkpoints would spoil both. A file that says "in use" outlives a process that
-was killed; a lock of the operating system on the directory does not.
+Two runs that write the same metrics and checkpoints would spoil both, and one that only reads would meet checkpoints
+that the other is just removing. A file that says "in use" outlives a process that was killed; the operating system's
+lock on that file does not.
 """
 
 import fcntl
+import json
 import os
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from .run_directory import RunDirectory
 
 _PATIENCE_S = 5.0  # a process that was just killed may still be going
 _held: dict[Path, int] = {}
 
 
-def claim(directory: Path) -> None:
-    """Claims a run directory for this process, until it ends or releases it; to claim it again changes nothing.
+def claim(directory: Path, rank: int = 0) -> bool:
+    """Locks a run directory for the processes of this run; call it before anything in the directory is read.
+
+    Rank 0 holds the lock until it ends or releases it; to claim it again changes nothing. The other ranks only look
+    whether another run holds it. A directory that does not exist yet is not locked.
+
+    Args:
+        directory: of the run.
+        rank: of this process.
+
+    Returns:
+        Whether this process has just taken the lock.
 
     Raises:
-        ValueError: another process has claimed it.
+        ValueError: another run holds it; the sentence says which process, on which host.
     """
-    release(directory)
-    descriptor = os.open(directory, os.O_RDONLY)
+    if directory.resolve() in _held or not directory.is_dir():
+        return False
+    file = RunDirectory(directory).lock
     until = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(descriptor)
-                raise ValueError(
-                    f"{directory} is being trained in by another process; wait for it, stop it, or give another "
-                    "--run_dir."
-                ) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            break
+    while (descriptor := _look(file) if rank else _lock(file)) is None:
+        holder = _holder(file)
+        if rank and holder.get("run") == _this_run():
+            return False
+        if time.monotonic() > until:
+            who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+            raise ValueError(
+                f"{directory} is being trained in by {who}; wait for it, stop it, or give another --run_dir."
+            )
+        time.sleep(0.1)
+    if descriptor < 0:
+        return False
+    os.ftruncate(descriptor, 0)
+    os.pwrite(
+        descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "run": _this_run()}).encode(), 0
+    )
     _held[directory.resolve()] = descriptor
+    return True
 
 
-def release(directory: Path) -> None:
-    """Gives a claim of this process back, if there is one."""
-    if (descriptor := _held.pop(directory.resolve(), None)) is not None:
-        os.close(descriptor)
+def release(directory: Path | None = None) -> None:
+    """Gives this process's lock of a directory back, by default all that it has; does nothing where there is none."""
+    for held in list(_held) if directory is None else [directory.resolve()]:
+        if (descriptor := _held.pop(held, None)) is not None:
+            with suppress(OSError):  # the directory may be gone
+                RunDirectory(held).lock.unlink()
+            os.close(descriptor)
+
+
+def _lock(file: Path) -> int | None:
+    """A descriptor of the locked file; None while another process holds it, -1 where nothing can be written."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return -1
+    with suppress(FileNotFoundError):
+        if _flock(descriptor, fcntl.LOCK_EX) and os.fstat(descriptor).st_ino == file.stat().st_ino:
+            return descriptor  # a file that its holder has just removed is no lock
+    os.close(descriptor)
+    return None
+
+
+def _look(file: Path) -> int | None:
+    """None while another process holds the lock, else -1."""
+    try:
+        with file.open("rb") as stream:
+            return -1 if _flock(stream.fileno(), fcntl.LOCK_SH) else None
+    except OSError:
+        return -1
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """False where another process holds the lock; a file system without locks gives it to everybody."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _holder(file: Path) -> dict[str, str]:
+    """What the process that holds the lock wrote into it: "pid", "host", "run"; empty while it has not."""
+    try:
+        found = json.loads(file.read_bytes())
+        return {name: str(found[name]) for name in ("pid", "host", "run")}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _this_run() -> str:
+    """What the processes of this run have in common, and those of another do not."""
+    return " ".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")).strip()

@@ -1,31 +1,41 @@
 """Whether a checkpoint belongs to this model: names, shapes, kinds, finite values."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checkpoint import Manifest
+from .manifest import Manifest
 
 
-def check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: Path) -> None:
-    """A ValueError where the tensors are not the model's: names, shapes, kinds, finite values.
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """`check_names` and `check_values` of a checkpoint that was read as a whole."""
+    check_names(expected, tensors, source)
+    check_values(expected, tensors, source)
+
+
+def check_names(expected: Collection[str], names: Collection[str], source: Path) -> None:
+    """A ValueError where the tensors are not the model's.
 
     Args:
-        expected: the model's state by global name; tensors may lack its provisional priors, and hold others.
-        tensors: what the checkpoint holds, moments ("<slot>/<global name>") included.
+        expected: the global names of the model's state; its provisional priors may be others than the checkpoint's.
+        names: of what the checkpoint holds, moments ("<slot>/<global name>") included.
         source: the checkpoint, for sentences.
     """
-    if missing := [name for name in expected if name not in tensors and not is_provisional(name)]:
+    if missing := [name for name in expected if name not in names and not is_provisional(name)]:
         raise ValueError(
             f"{source} lacks {missing[0]}, which the model has: it belongs to another model, or is damaged."
         )
+    if foreign := [name for name in names if name.split("/", 1)[-1] not in expected and not is_provisional(name)]:
+        raise ValueError(f"{source} holds {foreign[0]}, which the model does not have: it belongs to another model.")
+
+
+def check_values(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """A ValueError where a tensor of the model, or a moment, has another shape or kind, or is not finite."""
     for name, tensor in tensors.items():
-        model = expected.get(name.split("/", 1)[-1])
-        if model is None:
-            if is_provisional(name):
-                continue
-            raise ValueError(f"{source} holds {name}, which the model does not have: it belongs to another model.")
+        if (model := expected.get(name.split("/", 1)[-1])) is None:
+            continue
         shape = torch.Size() if name.startswith("step/") else model.shape
         if tensor.shape != shape:
             raise ValueError(f"{source} holds {name} of shape {tuple(tensor.shape)}; here it must be {tuple(shape)}.")

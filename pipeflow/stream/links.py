@@ -19,14 +19,13 @@ is learned does not depend on which borders lie between processes; the log-likel
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import Pulse
+from ..distributed import Pulse, bytes_per_image
 from ..errors import LostError
 from ..flow import Event, Packet
 from .pinned_staging import Direct, Staged
@@ -133,7 +132,7 @@ class Border(NamedTuple):
 
     def buffer(self) -> Tensor:
         """One contiguous buffer of bytes for logp and z."""
-        size = self.batch * (4 + prod(self.event) * self.wire.itemsize)
+        size = self.batch * bytes_per_image(self.event, self.wire)
         if self.staged:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return torch.empty(size, dtype=torch.uint8, device=self.device)

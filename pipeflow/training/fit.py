@@ -9,16 +9,16 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
-from ..distributed import Stop, World, open_world, say
+from ..distributed import Stop, World, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, set_tensor_cores, steps_of
 from ..planning import resolve_cut
-from ..storage import Saver, run_of
+from ..storage import Saver, claim, release, run_of
 from .evaluation import Ledger, evaluate
 from .phase import Phase
 from .recorder import Record, refuse_old_run
 from .recovery import forget, recall
-from .restore import find, restore
+from .restore import everywhere, find, on_rank_0, restore
 from .state import State, fresh
 
 
@@ -30,6 +30,8 @@ def fit(
     data: Splits | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves, in as many processes as the environment describes.
+
+    It computes with `parallel.threads` threads, and gives the caller's number back at its end.
 
     Args:
         config: the settings; all processes must have the same.
@@ -51,6 +53,14 @@ def fit(
         StopRequested: the run was asked to stop, and has been saved.
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
+    try:
+        with intra_op_threads(config.parallel.threads):
+            return _run(world, config, resume, flow, data)
+    finally:
+        release(Path(config.run_dir))
+
+
+def _run(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> dict[str, Any]:
     set_tensor_cores(config.precision)
     state = _come_back(world, config, flow, data) if world.standing else _prepare(world, config, resume, flow, data)
     config, run = state.config, Path(state.config.run_dir)
@@ -120,15 +130,21 @@ def _prepare(world: World, config: Config, resume: Resume, flow: Maker | None, d
             "engine ddp or fsdp there, or device cpu."
         )
     world.agree("the settings", f"hash {config.digest()}")
-    source, said = world.first(lambda: find(config, resume))
-    if resume is None or (source and run_of(source) != Path(config.run_dir).resolve()):
-        world.first(lambda: refuse_old_run(Path(config.run_dir)))
+    run = Path(config.run_dir)
+
+    def begins() -> tuple[str | None, list[str]]:
+        claim(run)
+        source, said = find(config, resume)
+        if resume is None or (source and run_of(source) != run.resolve()):
+            refuse_old_run(run)
+        return (str(source) if source else None), said
+
+    found, said = on_rank_0(world, begins)
     images, pixels, own = world.first(lambda: _load(config, flow, data))
     world.agree("what the script hands over", f"hashes {own}")
     state = fresh(world, _measured(world, config, pixels, flow), images, pixels, flow, own)
-    if source:
-        said += world.first(lambda: restore(state, source))
-    world.agree("the checkpoint", f"step {state.step} of {source}")
+    if found:
+        said += everywhere(world, lambda: restore(state, Path(found)))
     for sentence in said:
         say(world, sentence)
     return state

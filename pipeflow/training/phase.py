@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..config import PhaseConfig, Stretch, lessons, micro_batches, multiples, phase_steps, stops, stretches, turns
+from ..config import PhaseConfig, Segment, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 from ..data import Batches
 from ..distributed import EVERYONE, Engine, Stop, say
 from ..errors import LostError, StopRequested
@@ -23,17 +23,17 @@ from ..flow import Packet
 from ..model import NAMES, Drift, Truncated, bits_per_dim, make_passage
 from ..stage import (
     Average,
-    Carriage,
     CudaRecorder,
-    Eager,
+    EagerStep,
     NamedParameters,
-    Pipelined,
-    Recorded,
+    PipelineModule,
+    PipelineStage,
+    RecordedStep,
     Report,
     Stage,
+    Update,
     load_moments,
     make_optimizer,
-    named_moments,
 )
 from ..storage import Stream, largest
 from ..stream import Discard, Ends, close
@@ -86,7 +86,7 @@ class Phase:
             mine = []  # the first replica keeps the record
         self._metrics = directory / "metrics"
         self._streams = {place: Stream(self._metrics / f"{names[place]}.jsonl") for place in mine}
-        self._boards = {place: Board(directory, names[place], state.step) for place in mine}
+        self._boards = {place: Board(directory / "tensorboard" / names[place], state.step) for place in mine}
         self._names = names
         self._progress = Progress(state.world, names, self.end - begin, batch)
         self._stop = Stop(state.world)
@@ -102,8 +102,8 @@ class Phase:
         """Carries out every turn, or what is left of them.
 
         Args:
-            evaluate: called between two stretches, where an evaluation is due, and at the end of the phase.
-            save: called between two stretches, where a checkpoint is due, with the time that the phase has taken.
+            evaluate: called between two segments, where an evaluation is due, and at the end of the phase.
+            save: called between two segments, where a checkpoint is due, with the time that the phase has taken.
             check: called behind every batch; raises what went wrong beside the loop.
 
         Raises:
@@ -112,13 +112,13 @@ class Phase:
             StopRequested: the run was asked to stop, and has been saved.
         """
         state = self.state
-        for stretch in stretches(self.plan, self.begin, sorted({*self.evaluations, *self.saves}), state.step):
+        for segment in segments(self.plan, self.begin, sorted({*self.evaluations, *self.saves}), state.step):
             began = time.perf_counter()
-            start(state, stretch.learners)
-            stopped = self._train(stretch, check)
+            start(state, segment.learners)
+            stopped = self._train(segment, check)
             self._train_s += time.perf_counter() - began
             for stage in self._stages.values():
-                moments, averages = named_moments(stage.optimizer, stage.named), stage.average.values
+                moments, averages = stage.update.moments(), stage.update.average.values
                 if self.sharded:
                     take_back(state, moments, averages)
                 else:
@@ -159,35 +159,35 @@ class Phase:
         everyone = self.state.world.exchange(json.dumps(found).encode())
         return {name: figures for text in everyone for name, figures in json.loads(text).items() if figures}
 
-    def _train(self, stretch: Stretch, check: Callable[[], None]) -> bool:
-        """A stretch, from end to end of it in spite of whom it loses on the way; True if it was cut short."""
-        with Rejoin(self.state, self.number, stretch, self.elapsed()) as rejoin:
+    def _train(self, segment: Segment, check: Callable[[], None]) -> bool:
+        """A segment, from end to end of it in spite of whom it loses on the way; True if it was cut short."""
+        with Rejoin(self.state, self.number, segment, self.elapsed()) as rejoin:
             while True:
                 try:
-                    return self._loop(stretch, rejoin, check)
+                    return self._loop(segment, rejoin, check)
                 except LostError as error:
                     lost = error
                 # Sockets close when nobody holds on to them, and by that the others notice.
                 for stage in self._stages.values():
                     stage.disconnect()
-                rejoin.again(lost, self.state.step - stretch.start)
+                rejoin.again(lost, self.state.step - segment.start)
 
-    def _loop(self, stretch: Stretch, rejoin: Rejoin, check: Callable[[], None]) -> bool:
-        """The loop: what is left of a stretch, through every stage of this process that takes part."""
-        state, world, last = self.state, self.state.world, stretch.start + stretch.steps
-        self._stop.reached = stretch.start + max(rejoin.done)
-        for place, inbox, outbox in (ends := rejoin.remember(self._connect(stretch, rejoin.done))):
+    def _loop(self, segment: Segment, rejoin: Rejoin, check: Callable[[], None]) -> bool:
+        """The loop: what is left of a segment, through every stage of this process that takes part."""
+        state, world, last = self.state, self.state.world, segment.start + segment.steps
+        self._stop.reached = segment.start + max(rejoin.done)
+        for place, inbox, outbox in (ends := rejoin.remember(self._connect(segment, rejoin.done))):
             self._stages[place].connect(inbox, outbox)
         while ends and state.step < last and not self._stop.after(state.step):
             self._stop.before(step := state.step + 1)
             world.pulse.step = step
             for place, _, _ in ends:
-                learn = self.joined or place in stretch.learners
+                learn = self.joined or place in segment.learners
                 # Where gradients are averaged, that is within the tick: whoever is in it may be waiting for others.
                 averaged = self.joined or (learn and world.grid.replicas > 1)
                 with world.pulse.waiting(EVERYONE) if averaged else nullcontext():
                     report = self._stages[place].tick(learn)
-                self._unread.append((place, step, stretch.turn, time.time(), report))
+                self._unread.append((place, step, segment.turn, time.time(), report))
             state.step = step
             self._record(self._lag)
             world.pulse.beat()
@@ -204,19 +204,19 @@ class Phase:
         world.pulse.step = state.step
         return bool(stopped)
 
-    def _connect(self, stretch: Stretch, done: Sequence[int] = (0,)) -> Ends:
+    def _connect(self, segment: Segment, done: Sequence[int] = (0,)) -> Ends:
         state, world, data = self.state, self.state.world, self.state.config.data
         shard = (world.rank, world.size)
         if self.pipelined or not self.joined:
             shard = (world.replica, world.grid.replicas)
         images, pixels, seed = state.training, state.pixels, state.config.seed
-        head = Batches(images, pixels, seed, data.batch, data.flip, world.device, stretch.start + done[0], shard)
+        head = Batches(images, pixels, seed, data.batch, data.flip, world.device, segment.start + done[0], shard)
         if self.joined:
             return [(0, head, Discard())]
         batch, wire = data.batch // world.grid.replicas, state.config.parallel.wire
-        return state.chain.lay(head, batch, stretch.steps, max(stretch.learners), done, wire)
+        return state.chain.lay(head, batch, segment.steps, max(segment.learners), done, wire)
 
-    def _make_stages(self) -> Mapping[int, Stage | Pipelined]:
+    def _make_stages(self) -> Mapping[int, Stage | PipelineStage]:
         if self.pipelined:
             return {0: self._pipelined_stage()}
         return {0: self._whole_stage()} if self.joined else {part: self._stage(part) for part in self.state.world.mine}
@@ -237,64 +237,58 @@ class Phase:
         world = self.state.world
         alone = world.size == 1 if self.joined else world.grid.replicas == 1
         if self.state.config.cuda_graphs and alone:
-            stage.work = Recorded(stage.work, stage.optimizer, CudaRecorder(world.device))
+            stage.step = RecordedStep(stage.step, stage.update.optimizer, CudaRecorder(world.device))
         return stage
 
-    def _pipelined_stage(self) -> Pipelined:
-        state, config, grid = self.state, self.config, self.state.world.grid
+    def _pipelined_stage(self) -> PipelineStage:
+        state, grid = self.state, self.state.world.grid
         pieces = [state.slices[part] for part in state.world.mine]
         for piece in pieces:
             piece.part.passage = make_passage(state.config.activations, state.config.compile)
         images = state.config.data.batch // grid.replicas
         pieces_of_batch = micro_batches(state.config.end_to_end.micro_batches, images, grid.stages)
-        carriage = Carriage(pieces, pieces[-1].prior_name == "prior")
+        module = PipelineModule(pieces, pieces[-1].prior_name == "prior")
         engine = Engine(
             state.world,
-            carriage,
-            carriage.events,
+            module,
+            module.events,
             partial(bits_per_dim, dims=state.pixels.dims),
             images,
             pieces_of_batch,
         )
-        named = carriage.named_global_parameters()
-        optimizer, average = self._optimizer(named, 0)
-        stage = Pipelined(engine, named, optimizer, config.lr_of(0), config.warmup_steps, config.clip, average)
-        stage.attempts = lessons(self.plan, 0, state.step - self.begin)
-        return stage
+        return PipelineStage(engine, self._update(module.named_global_parameters(), 0))
 
-    def _optimizer(self, named: NamedParameters, place: int) -> tuple[torch.optim.Optimizer, Average]:
-        """An optimizer and an average that go on from the run's."""
+    def _update(self, named: NamedParameters, place: int) -> Update:
+        """An update that goes on from the run's moments and averages."""
         state, config = self.state, self.config
         optimizer = make_optimizer(config.optimizer, named, config.lr_of(place), config.weight_decay)
         load_moments(optimizer, named, state.moments)
-        return optimizer, Average(named, state.config.ema, state.averages)
+        average = Average(named, state.config.ema, state.averages)
+        attempts = lessons(self.plan, place, state.step - self.begin)
+        return Update(named, optimizer, config.lr_of(place), config.warmup_steps, config.clip, average, attempts)
 
     def _averaged(self, stage: Stage, wrap: Callable[[nn.Module], nn.Module]) -> Stage:
         """DDP lays out its buckets after its first backward pass: one is thrown away.
 
         So every step of the run, resumed or not, adds its gradients up in the same order.
         """
-        work = stage.work
-        assert isinstance(work, Eager)
-        if (wrapped := wrap(work.model)) is work.model:
+        step = stage.step
+        assert isinstance(step, EagerStep)
+        if (wrapped := wrap(step.model)) is step.model:
             return stage
-        work.model = wrapped
+        step.model = wrapped
         device = self.state.world.device
         blank = Packet(torch.zeros(1, *stage.truncated.part.event_in, device=device), torch.zeros(1, device=device))
         with self.state.world.pulse.waiting(EVERYONE):
             wrapped(blank)[1].mean().backward()
-        stage.optimizer.zero_grad()
+        stage.update.optimizer.zero_grad()
         return stage
 
     def _make_stage(self, truncated: Truncated, place: int) -> Stage:
-        config, state = self.config, self.state
-        lr = config.lr_of(place)
+        state = self.state
         drift = Drift() if state.config.activations == "invert" else None
         truncated.part.passage = make_passage(state.config.activations, state.config.compile, drift)
-        optimizer, average = self._optimizer(truncated.named_global_parameters(), place)
-        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average, drift)
-        stage.attempts = lessons(self.plan, place, state.step - self.begin)
-        return stage
+        return Stage(truncated, self._update(truncated.named_global_parameters(), place), state.pixels.dims, drift)
 
     def _record(self, left: int) -> None:
         """Reads the reports of all batches but the newest `left`."""

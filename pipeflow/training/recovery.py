@@ -1,7 +1,7 @@
 """One process lost, the others live: they keep their state and wait, and only what was lost is reloaded and caught up.
 
 Backpropagation couples every process in every step; parts that are isolated depend on what crosses their borders only.
-So whoever is lost while training by parts loads what it kept when the stretch began, takes the stretch's packets again
+So whoever is lost while training by parts loads what it kept when the segment began, takes the segment's packets again
 out of the backlogs of those before it, and what it makes of them again is not sent to those who have it. Any agent that
 starts one process again without ending the others will do; torchrun does so with one agent a process.
 """
@@ -15,31 +15,31 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..config import Stretch
+from ..config import Segment
 from ..errors import LostError, NoReturnError
 from ..stream import Backlog, Ends, ProcessOutbox
 from .state import State
 
 
 class Rejoin:
-    """Around a stretch of training by parts: after a loss, all processes come together again and go on.
+    """Around a segment of training by parts: after a loss, all processes come together again and go on.
 
     Without `parallel.rejoin_s` it does nothing, and a loss ends the run.
 
     Args:
-        state: the run, at the beginning of the stretch.
+        state: the run, at the beginning of the segment.
         phase: number of the phase.
-        stretch: about to be trained, or to be taken up again where `state.world.standing` says so.
+        segment: about to be trained, or to be taken up again where `state.world.standing` says so.
         elapsed: seconds that the phase has taken so far.
 
     Attributes:
-        done: how many batches of the stretch each part had done when the processes last came together.
+        done: how many batches of the segment each part had done when the processes last came together.
     """
 
-    def __init__(self, state: State, phase: int, stretch: Stretch, elapsed: dict[str, float]) -> None:
+    def __init__(self, state: State, phase: int, segment: Segment, elapsed: dict[str, float]) -> None:
         self.world = state.world
         self.done = (0,) * len(self.world.owner)
-        self._standing = f"{phase}-{stretch.start}"
+        self._standing = f"{phase}-{segment.start}"
         self._backlogs: dict[int, Backlog] = {}
         by_parts = state.config.phases[phase - 1].schedule != "end_to_end"
         self._active = bool(self.world.config.rejoin_s) and self.world.size > 1 and by_parts
@@ -83,7 +83,7 @@ class Rejoin:
 
         Args:
             error: how this process noticed.
-            done: batches of the stretch that this process has done.
+            done: batches of the segment that this process has done.
 
         Raises:
             LostError: it did not come back in time, or all have to start again.
@@ -113,7 +113,7 @@ class Rejoin:
 
 
 def recall(state: State) -> None:
-    """Gives a fresh state what this process kept when the stretch began in which the others stand.
+    """Gives a fresh state what this process kept when the segment began in which the others stand.
 
     Raises:
         NoReturnError: there is nothing, or it is damaged; the others are told so.
@@ -155,7 +155,7 @@ def _keep(state: State, standing: str, elapsed: dict[str, float]) -> None:
     copies = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(copies, partial, {"state": json.dumps(told)})
     partial.replace(file)
-    # One process may stand in this stretch while another is still in the last moment of the one before.
+    # One process may stand in this segment while another is still in the last moment of the one before.
     for old in _kept(state)[:-2]:
         old.unlink()
 

@@ -1,69 +1,91 @@
 """Going on from a checkpoint: exactly, in another cut, in other processes, or with other phases.
 
 What a run has done cannot change: model, data, seed and the phases that have begun are the checkpoint's. How it is
-spread may: parts are cut anew by global name, and what a new cut has no place for is said, never silently dropped.
+spread may: parts are cut anew by global name, and what a new cut has no use for is reported, never silently dropped.
 """
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ..config import Config, Resume
+from ..distributed import World
 from ..model import build, global_state
-from ..storage import Manifest, check_own, check_tensors, checkpoint, is_provisional, owner_of
+from ..storage import (
+    Manifest,
+    check_names,
+    check_own,
+    check_values,
+    checkpoint,
+    is_provisional,
+    owner_of,
+    run_of,
+)
 from .state import State
+
+T = TypeVar("T")
 
 # Settings of a run's past, and those members of them that may differ all the same.
 _PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "glow": set(), "data": {"root", "on_corrupt"}}
 
 
 def find(config: Config, resume: Resume) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what is to be said about it.
+    """The checkpoint to go on from, its checksums verified, and what is to be said about it; the work of one process.
 
     Raises:
-        ValueError: the checkpoints of the run are damaged, all of them; or the run goes on behind this one.
+        ValueError: the checkpoint is damaged, or all of the run's are; or the run goes on after this one.
     """
     run = Path(config.run_dir)
     if resume is None:
         return None, []
-    if resume != "auto":
-        if checkpoint.run_of(resume) == run.resolve():
-            behind = [step for step in checkpoint.steps_saved(run) if step > checkpoint.read_manifest(resume).step]
-            if behind:
-                raise ValueError(
-                    f"{run} goes on to step {behind[-1]}, behind {resume.name}. Give the branch that begins here a "
-                    "directory of its own with --run_dir DIR."
-                )
+    if resume != "auto" and not (resume / "checkpoints").is_dir():
+        step = checkpoint.verify(resume).step
+        after = [saved for saved in checkpoint.steps_saved(run) if saved > step]
+        if after and run_of(resume) == run.resolve():
+            raise ValueError(
+                f"{run} goes on to step {after[-1]}, after {resume.name}. Give the branch that begins here a directory "
+                "of its own with --run_dir DIR."
+            )
         return resume, []
-    source, wrong = checkpoint.newest(run)
-    if source is None and wrong:
-        raise ValueError(f"{run} has no whole checkpoint: {' '.join(wrong)}")
+    origin = run if resume == "auto" else resume
+    source, wrong = checkpoint.newest(origin)
+    if source is None and (wrong or resume != "auto"):
+        raise ValueError(f"{origin} has no whole checkpoint. {' '.join(wrong)}".strip())
     return source, wrong or ([] if source else [f"{run} has no checkpoint yet: the run starts afresh"])
 
 
 def restore(state: State, source: Path) -> list[str]:
-    """Gives a fresh state what a checkpoint holds.
+    """Gives a fresh state what a verified checkpoint holds; each process reads the tensors of its own parts.
+
+    Every process must call it; what is wrong in one of them is everyone's error.
 
     Returns:
         What could not be carried over, in sentences; nothing where the run goes on exactly.
 
     Raises:
-        ValueError: the checkpoint is damaged, or belongs to another model or another past.
+        ValueError: the checkpoint belongs to another model or another past, or holds values that are not finite.
     """
-    tensors, manifest = checkpoint.load(source)
+    manifest = checkpoint.read_manifest(source)
+    located = checkpoint.locate_tensors(source, manifest)
     same_phases = _check_past(state.config, manifest, source)
     check_own(state.own, manifest, source)
-    expected = global_state(build(state.config.model, state.pixels, state.flow)[0].values())
-    check_tensors(expected, tensors, source)
+    expected = global_state(build(state.config.model, state.pixels, state.flow)[0].values()).keys()
+    check_names(expected, located, source)
     said = [f"goes on from {source}"]
     if manifest.at != state.borders[:-1]:
         said.append(f"cut anew: borders at {state.borders[:-1]}, in the checkpoint at {manifest.at}")
-        new = {owner_of(name) for name in expected.keys() - tensors.keys()}
-        left = {owner_of(name) for name in tensors if is_provisional(name)} - {owner_of(name) for name in expected}
+        new = {owner_of(name) for name in expected - located.keys()}
+        left = {owner_of(name) for name in located if is_provisional(name)} - {owner_of(name) for name in expected}
         said += [f"{name} starts afresh: the checkpoint has no border there" for name in sorted(new)]
         said += [f"{name} is not carried over: no part has it any more" for name in sorted(left)]
-    for part in state.world.mine:
-        state.slices[part].load_global_state(expected | tensors)
-    mine = {name for part in state.world.mine for name in state.slices[part].global_state()}
-    state.take_slots({name: tensor for name, tensor in tensors.items() if name.split("/", 1)[-1] in mine})
+    slices = [state.slices[part] for part in state.world.mine]
+    initial = global_state(slices)
+    tensors = checkpoint.read_tensors(located, [name for name in located if name.split("/", 1)[-1] in initial])
+    check_values(initial, tensors, source)
+    for piece in slices:
+        piece.load_global_state(initial | tensors)
+    state.take_slots(tensors)
     state.moments_of, state.step = manifest.moments_of, manifest.step
     state.world.pulse.step = state.step
     state.learned = {part for part, end in enumerate(state.borders) if end <= manifest.started}
@@ -92,9 +114,42 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     past = len(manifest.phases) + 1
     if now["phases"][:past] == then.get("phases", [])[:past]:
         return True
-    if checkpoint.run_of(source) == Path(config.run_dir).resolve():
+    if run_of(source) == Path(config.run_dir).resolve():
         raise ValueError(
             f"The phases differ from those that {config.run_dir} has begun with. To begin other phases from its "
             "weights, give the new run a directory of its own with --run_dir DIR."
         )
     return False
+
+
+def on_rank_0(world: World, work: Callable[[], T]) -> T:
+    """What rank 0 finds, in every process; what is wrong on rank 0 is everyone's error. Every process must call it.
+
+    Args:
+        world: the processes.
+        work: returns what JSON can say.
+    """
+    found: dict[str, T] = {}
+    fault = ""
+    if world.rank == 0:
+        try:
+            found["found"] = work()
+        except ValueError as error:
+            fault = str(error)
+    told = json.loads(world.exchange(json.dumps(found or {"fault": fault}).encode())[0])
+    if "fault" in told:
+        raise ValueError(told["fault"])
+    return found["found"] if found else told["found"]
+
+
+def everywhere(world: World, work: Callable[[], T]) -> T:
+    """Every process does the work; what is wrong in one of them is everyone's error. Every process must call it."""
+    done: list[T] = []
+    fault = ""
+    try:
+        done.append(work())
+    except ValueError as error:
+        fault = str(error)
+    if faults := [text.decode() for text in world.exchange(fault.encode()) if text]:
+        raise ValueError(faults[0])
+    return done[0]

@@ -1,12 +1,13 @@
 """configs/: every file parses and says how to run it; and how files and the command line become settings."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeflow.config import Config, PhaseConfig
+from pipeflow.config import Config, PhaseConfig, from_dict, settle
 from pipeflow.config.parser import parse
 from pipeflow.model import CutConfig, scheme_cut
 
@@ -185,3 +186,27 @@ def test_the_resolved_form_of_every_file_reads_back(name, tmp_path):
 def test_every_setting_is_in_the_digest():
     digests = {parse(words).digest() for words in ([], ["--seed", "1"], ["--glow.hidden", "65"], ["--run_dir", "x"])}
     assert len(digests) == 4
+
+
+# --- what earlier versions have written
+
+
+OLD_RUN = Path(__file__).parents[1] / "fixtures" / "run_98f3799"
+
+
+def test_run_is_still_understood_for_run_dir_in_files(tmp_path):
+    (tmp_path / "old.yaml").write_text("run: runs/old\nseed: 3\n")
+    for words in (["--config", str(tmp_path / "old.yaml")], [f"--config={tmp_path / 'old.yaml'}"]):
+        assert parse(words) == Config(run_dir="runs/old", seed=3)
+        assert parse([*words, "--run_dir", "runs/new"]).run_dir == "runs/new"
+
+
+def test_a_run_of_an_earlier_version_can_be_read(tmp_path):
+    config = parse(["--config", str(OLD_RUN / "config.yaml")])
+    assert (config.run_dir, config.glow.hidden, config.phases[1].lr) == ("runs/old", 8, 1e-3)
+    for step in (10, 20, 30):
+        manifest = json.loads((OLD_RUN / "checkpoints" / f"step-{step}" / "manifest.json").read_text())
+        assert from_dict(manifest["config"]).glow == config.glow
+    resumed, source = settle(["--run_dir", str(tmp_path / "new"), "--resume", str(OLD_RUN / "checkpoints" / "step-10")])
+    assert resumed == dataclasses.replace(config, run_dir=str(tmp_path / "new"))
+    assert source == OLD_RUN / "checkpoints" / "step-10"

@@ -1,8 +1,8 @@
-"""Plans as literal tables: phases → turns → stretches, and where evaluations fall."""
+"""Plans as literal tables: phases → turns → segments, and where evaluations fall."""
 
 import pytest
 
-from pipeflow.config import PhaseConfig, Stretch, Turn, micro_batches, phase_steps, stops, stretches, turns
+from pipeflow.config import PhaseConfig, Segment, Turn, micro_batches, phase_steps, segments, stops, turns
 from pipeflow.config.schedule import steps_of
 
 EVERYONE = (0, 1, 2)
@@ -126,21 +126,21 @@ def test_stops(images, batch, epochs, start, end, steps):
     assert stops(images, batch, epochs, start, end) == steps
 
 
-def test_stretches_cut_turns_at_the_pauses():
+def test_segments_cut_turns_at_the_pauses():
     dealt = [Turn((0,), 10), Turn((1,), 10), Turn((0,), 5)]
-    assert list(stretches(dealt, 100, [104, 108, 110, 121])) == [
-        Stretch(0, (0,), 100, 4),
-        Stretch(0, (0,), 104, 4),
-        Stretch(0, (0,), 108, 2),  # a pause at the end of a turn cuts nothing
-        Stretch(1, (1,), 110, 10),
-        Stretch(2, (0,), 120, 1),
-        Stretch(2, (0,), 121, 4),
+    assert list(segments(dealt, 100, [104, 108, 110, 121])) == [
+        Segment(0, (0,), 100, 4),
+        Segment(0, (0,), 104, 4),
+        Segment(0, (0,), 108, 2),  # a pause at the end of a turn cuts nothing
+        Segment(1, (1,), 110, 10),
+        Segment(2, (0,), 120, 1),
+        Segment(2, (0,), 121, 4),
     ]
 
 
-def test_stretches_without_pauses_are_the_turns():
+def test_segments_without_pauses_are_the_turns():
     dealt = [Turn(EVERYONE, 7)]
-    assert list(stretches(dealt, 3, [])) == list(stretches(dealt, 3, [3, 10, 11])) == [Stretch(0, EVERYONE, 3, 7)]
+    assert list(segments(dealt, 3, [])) == list(segments(dealt, 3, [3, 10, 11])) == [Segment(0, EVERYONE, 3, 7)]
 
 
 # --- learning rates
@@ -165,14 +165,14 @@ def test_lr_of():
     [
         ({}, "needs a length in epochs or in steps"),
         ({"epochs": 1, "steps": 1}, "one of the two"),
-        ({"epochs": 0}, "epochs is 0 in a alternate|epochs is 0 in an alternate"),
+        ({"epochs": 0}, r"phases\.epochs is 0; it must be a positive, finite number"),
         ({"steps": -3}, "steps is -3"),
         ({"epochs": float("nan")}, "epochs is nan"),
         ({"steps": 1, "turn_steps": 1, "turn_epochs": 1}, "turn_epochs or turn_steps, not both"),
         ({"steps": 1, "turn_steps": 0}, "turn_steps is 0"),
         ({"steps": 1, "turn_epochs": -1}, "turn_epochs is -1"),
         ({"steps": 1, "lr": 0}, "lr is 0"),
-        ({"steps": 1, "lr": [1e-3, -1.0]}, r"lr is -1\.0"),
+        ({"steps": 1, "lr": [1e-3, -1.0]}, r"lr holds -1\.0"),
         ({"steps": 1, "clip": 0}, "clip is 0"),
         ({"steps": 1, "warmup_steps": -1}, "warmup_steps is -1"),
     ],

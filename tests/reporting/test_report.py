@@ -135,6 +135,15 @@ def test_bytes_forward_are_those_of_the_packets(told):
     assert told.rows["forward by parts, computed (MiB)"][0]["values"] == [expected / 2**20]
 
 
+def test_bytes_forward_follow_the_wire(run):
+    """In bf16 a latent takes 2 bytes a number; a log-likelihood still takes 4."""
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace("wire: fp32", "wire: bf16"))
+    expected = (8 + 4) * 12 * (64 * 2 + 4) + (8 + 2) * 12 * (32 * 2 + 4)
+    page = Page(report([run]))
+    assert page.rows["forward by parts, computed (MiB)"][0]["values"] == [expected / 2**20]
+
+
 def test_figures_are_pictures_and_the_page_holds_the_same(made, told):
     files = {path.name: path.read_bytes() for path in (made / "report").iterdir()}
     assert set(files) == FIGURES

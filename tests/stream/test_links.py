@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeflow.config import Config, PhaseConfig, stretches
+from pipeflow.config import Config, PhaseConfig, segments
 from pipeflow.data import Pixels
 from pipeflow.data.datasets import load
 from pipeflow.distributed import ParallelConfig, Stop, World, open_world
@@ -24,7 +24,7 @@ from pipeflow.stream.links import Border, LocalLink, ProcessInbox
 from pipeflow.training.actnorm_init import start
 from pipeflow.training.phase import Phase
 from pipeflow.training.state import fresh
-from tests.support.processes import in_processes
+from tests.support.processes import CONTEXT, in_processes
 from tests.support.small_runs import fit_in, small_config
 
 TICKS = 12
@@ -43,7 +43,7 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         phase = Phase(state, config.phases[0], 1, 0, Path(config.run_dir))
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
-        phase._train(next(stretches(phase.plan, phase.begin, [])), lambda: None)
+        phase._train(next(segments(phase.plan, phase.begin, [])), lambda: None)
         world.exchange(b"")
         after = {s.fd: s for s in sockets()}
         deltas = [(after[fd].sent - before[fd].sent, after[fd].received - before[fd].received) for fd in before]
@@ -112,7 +112,7 @@ def slow_receiver(init_method: str, packets: int, progress: Any) -> tuple[int, i
 
 def test_a_slow_part_holds_its_sender_back(tmp_path):
     """400 packets of 525 kB, 210 MB in all: the sender stays within `depth` and the receiver's two buffers."""
-    progress = torch.multiprocessing.get_context("spawn").Value("i", 0)
+    progress = CONTEXT.Value("i", 0)
     lead, grown = in_processes(2, slow_receiver, 400, progress, directory=tmp_path)[0]
     assert lead <= 2 + 2 + 1
     assert grown < 16e6
@@ -195,8 +195,7 @@ def held_back(init_method: str, finished: Any) -> bool:
 
 
 def test_the_next_part_finishes_while_this_ones_backward_is_held_back(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    assert all(in_processes(2, held_back, context.Event(), directory=tmp_path))
+    assert all(in_processes(2, held_back, CONTEXT.Event(), directory=tmp_path))
 
 
 # --- one process, and what is not finite -----------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """Runs of the command in real processes, into which a fault is put at a named step.
 
-The processes meet in a store that this process holds, as under torchrun its agent does. They are forked from a server
-that has imported everything, as spawned ones would take seconds each, and only to import; nothing here touches a GPU.
-No agent ends them: each must end by itself.
+The processes meet in a store that this process holds, as under torchrun its agent does. No agent ends them: each must
+end by itself.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.distributed import TCPStore
+
+from tests.support.processes import CONTEXT
 
 Fault = Callable[["Scene"], None]
 
@@ -77,11 +77,9 @@ def run(
         AssertionError: a process hung for two minutes.
     """
     directory.mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeflow.train", "sklearn.datasets", "torchvision", "injured"])
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     arguments = (size, store.port, words, directory, fault, scene)
-    processes = [context.Process(target=_enter, args=(rank, *arguments)) for rank in range(size)]
+    processes = [CONTEXT.Process(target=_enter, args=(rank, *arguments)) for rank in range(size)]
     again: list[int] = []
     began = time.monotonic()
     for process in processes:
@@ -91,7 +89,7 @@ def run(
         for rank, process in enumerate(processes):
             if comes_back and again.count(rank) < 2 and process.exitcode not in (None, 0):
                 again.append(rank)
-                processes[rank] = context.Process(target=_enter, args=(rank, *arguments[:3], directory, None, {}))
+                processes[rank] = CONTEXT.Process(target=_enter, args=(rank, *arguments[:3], directory, None, {}))
                 processes[rank].start()
         if not (left := [process for process in processes if process.is_alive()]):
             break

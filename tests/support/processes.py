@@ -1,8 +1,11 @@
-"""Real processes for tests: spawned, meeting at a file, and named when they hang, are killed or raise.
+"""Real processes for tests: meeting at a file, and named when they hang, are killed or raise.
 
 `torch.multiprocessing.spawn` reports the first failure and loses return values; this returns what every rank returned.
+Processes are forked from a server that has imported everything and computed nothing: spawned ones would take seconds
+each, only to import.
 """
 
+import multiprocessing
 import os
 import queue
 import time
@@ -12,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        *("pipeflow.train", "pipeflow.evaluate", "pipeflow.sample", "pipeflow.report"),
+        *("sklearn.datasets", "torchvision", "torch.utils.tensorboard", "tests.support.small_runs"),
+    ]
+)
 
 
 def in_processes(
@@ -30,11 +40,10 @@ def in_processes(
     Returns:
         What each rank returned, by rank.
     """
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
+    results: Any = CONTEXT.Queue()
     directory.mkdir(parents=True, exist_ok=True)
     processes = [
-        context.Process(target=_enter, args=(rank, size, f"file://{directory}/meet", results, work, arguments))
+        CONTEXT.Process(target=_enter, args=(rank, size, f"file://{directory}/meet", results, work, arguments))
         for rank in range(size)
     ]
     for process in processes:

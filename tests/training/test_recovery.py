@@ -55,10 +55,10 @@ CASES = {
     "head, simultaneous": Case(3, kill, 3, 0),
     "middle, simultaneous": Case(3, kill, 4, 1),
     "tail, simultaneous": Case(3, kill, 9, 2),
-    "last batch of a stretch, head": Case(3, kill, 5, 0),
-    "last batch of a stretch, tail": Case(3, kill, 5, 2),
-    "first batch of a stretch": Case(3, kill, 6, 1),
-    "links of a stretch being closed": Case(3, killed_as_it_closes_its_links, 1, 1),
+    "last batch of a segment, head": Case(3, kill, 5, 0),
+    "last batch of a segment, tail": Case(3, kill, 5, 2),
+    "first batch of a segment": Case(3, kill, 6, 1),
+    "links of a segment being closed": Case(3, killed_as_it_closes_its_links, 1, 1),
     "exception in the middle": Case(3, fail, 8, 1),
     "alternate, the learner": Case(3, kill, 17, 1),
     "alternate, one before the learner": Case(3, kill, 20, 0),
@@ -69,7 +69,7 @@ CASES = {
     "2 processes, the one of two parts": Case(2, kill, 9, 0),
     "2 processes, the other": Case(2, kill, 19, 1),
     "in an evaluation": Case(3, killed_in_evaluation, 14, 1, again=EVERYONE),
-    "in a stretch that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
+    "in a segment that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
     "end to end": Case(3, kill, 38, 1, again=EVERYONE),
 }
 

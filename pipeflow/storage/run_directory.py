@@ -1,0 +1,119 @@
+"""The paths and stream names of a run directory, each written down once."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+END_TO_END = "end_to_end"
+EVALUATION = "evaluation"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+"""Streams besides those of parts; `MODEL` is TensorBoard's name for evaluations and samples."""
+
+
+def part_stream(part: int) -> str:
+    """The metrics stream of a part, counted from 0; in files parts are numbered from 1."""
+    return f"part-{part + 1}"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where the files of a run are; nothing is read or made here.
+
+    Attributes:
+        path: of the directory.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """All settings, as YAML."""
+        return self.path / "config.yaml"
+
+    def settings_until(self, step: int) -> Path:
+        """Other settings that held until a step."""
+        return self.path / f"config-until-step-{step}.yaml"
+
+    @property
+    def result(self) -> Path:
+        """What the finished run has reached."""
+        return self.path / "result.json"
+
+    @property
+    def plan(self) -> Path:
+        """What `pipeflow.plan` measured."""
+        return self.path / "plan.json"
+
+    @property
+    def lock(self) -> Path:
+        """Names the process that trains here; locked, and there, as long as it does."""
+        return self.path / "lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `step-<n>/`."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / f"step-{step}"
+
+    @property
+    def metrics(self) -> Path:
+        """The folder of all streams."""
+        return self.path / "metrics"
+
+    def stream(self, name: str) -> Path:
+        """Metrics as JSON lines: of `part_stream(part)`, `END_TO_END`, `EVALUATION` or `CHECKPOINTS`."""
+        return self.metrics / f"{name}.jsonl"
+
+    def tensorboard(self, name: str) -> Path:
+        """TensorBoard events of a stream, or of `MODEL`."""
+        return self.path / "tensorboard" / name
+
+    @property
+    def samples(self) -> Path:
+        """The folder of sample sheets."""
+        return self.path / "samples"
+
+    def sample(self, step: int) -> Path:
+        """The sheet of samples that was drawn at a step."""
+        return self.samples / f"step-{step}.png"
+
+    @property
+    def rejoin(self) -> Path:
+        """What processes keep so that a lost one can be replaced alone."""
+        return self.path / "rejoin"
+
+    def holds_run(self) -> bool:
+        """Whether a run has begun here."""
+        return self.settings.exists() or self.checkpoints.exists()
+
+    def recorded_parts(self) -> list[int]:
+        """The parts that have a stream, counted from 0, in order."""
+        return [part - 1 for part, _ in _numbered(self.metrics, r"part-(\d+)\.jsonl")]
+
+    def earlier_settings(self) -> list[tuple[int, Path]]:
+        """(step, file) of all settings that held until a step, in order."""
+        return _numbered(self.path, r"config-until-step-(\d+)\.yaml")
+
+    def drawn_samples(self) -> list[tuple[int, Path]]:
+        """(step, file) of all sheets of samples, in order."""
+        return _numbered(self.samples, r"step-(\d+)\.png")
+
+    def saved_steps(self) -> list[int]:
+        """The steps that have a checkpoint, damaged or not, in order."""
+        found = _numbered(self.checkpoints, r"step-(\d+)")
+        return [step for step, path in found if (path / "manifest.json").is_file()]
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run directory that a checkpoint lies in, resolved."""
+    return checkpoint.resolve().parent.parent
+
+
+def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    """(number, path) of what a folder holds by such a name, in order; nothing where there is no folder."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((int(name[1]), path) for path in paths if (name := re.fullmatch(pattern, path.name)))
