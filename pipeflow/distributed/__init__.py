@@ -12,6 +12,7 @@ from .pipeline_1f1b import Engine
 from .process_world import open_world
 from .settings import WIRES, ParallelConfig, bytes_per_image
 from .sharding import local, placed, whole
+from .shared_work import everywhere, on_rank_0
 from .socket_counters import totals
 from .watchdog import Watch
 from .world import World, say
@@ -27,9 +28,11 @@ __all__ = [
     "World",
     "bytes_per_image",
     "choose_device",
+    "everywhere",
     "grid",
     "keep_memory",
     "local",
+    "on_rank_0",
     "open_world",
     "owners",
     "placed",

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..data import Images, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, say
 from ..model import Maker
-from .distributed_sampling import draw, load_local_parts, locate_together, parts_of_one_process
+from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .held_out_images import held_out_images
-from .load import Source, Trained, load, newest_settings, read
+from .load import Source, Trained, load, locate_together, newest_settings, read
 from .pictures import difference, each_part, interpolate, reconstruct
 from .sampling_options import SamplingOptions
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 
 from ..data import DataConfig, Splits
-from ..distributed import ParallelConfig, World, open_world, say
+from ..distributed import ParallelConfig, World, everywhere, on_rank_0, open_world, say
 from ..model import Maker, set_tensor_cores
-from .distributed_sampling import locate_together
 from .held_out_images import held_out_images
-from .load import Trained, read
+from .load import Trained, locate_together, read
 from .scoring import Scores, score, standard_error
 from .scoring_options import ScoringOptions
 
@@ -41,9 +40,9 @@ def report_scores(options: ScoringOptions, world: World, flow: Maker | None = No
         ValueError: a run, a data set or a file that does not fit.
         LostError: another process is gone.
     """
-    world.first(options.check_files)
+    on_rank_0(world, options.check_files)
     source = locate_together(world, options.run)
-    trained = world.first(lambda: read(source, flow))
+    trained = everywhere(world, lambda: read(source, flow))
     set_tensor_cores(trained.config.precision)
     torch.set_num_threads(trained.config.parallel.threads)
     for piece in trained.slices:

@@ -157,11 +157,6 @@ def load(directory: Path) -> tuple[dict[str, Tensor], Manifest]:
     return read_tensors(located, located), manifest
 
 
-def load_part(directory: Path, part: int) -> dict[str, Tensor]:
-    """The tensors in one part's file, by global name."""
-    return tensors_from((directory / f"part-{part + 1}.safetensors").read_bytes())
-
-
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that is not damaged, if there is one, and what is wrong with newer ones."""
     wrong: list[str] = []

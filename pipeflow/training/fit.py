@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
-from ..distributed import Stop, World, open_world, say
+from ..distributed import Stop, World, everywhere, on_rank_0, open_world, say
 from ..errors import StopRequested
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, set_tensor_cores, steps_of
 from ..planning import balanced_cut, flow_step_costs, measure_steps, read_plan
@@ -18,7 +18,7 @@ from .evaluation import Ledger, evaluate
 from .phase import Phase
 from .recorder import Record, refuse_old_run
 from .recovery import forget, recall
-from .restore import everywhere, find, on_rank_0, restore
+from .restore import find, restore
 from .state import State, fresh
 
 

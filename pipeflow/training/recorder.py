@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..data import Pixels, sheet_png
-from ..distributed import say, totals
+from ..distributed import on_rank_0, say, totals
 from ..errors import SaveError
 from ..model import Flow, build
 from ..storage import (
@@ -32,7 +32,6 @@ from ..storage import (
 )
 from . import messages
 from .evaluation import Ledger
-from .restore import on_rank_0
 from .state import State
 from .tensorboard import Board
 

@@ -4,13 +4,9 @@ What a run has done cannot change: model, data, seed and the phases that have be
 spread may: parts are cut anew by global name, and what a new cut has no use for is reported, never silently dropped.
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from ..config import Config, Resume
-from ..distributed import World
 from ..model import build, global_state
 from ..storage import (
     Manifest,
@@ -23,8 +19,6 @@ from ..storage import (
     run_of,
 )
 from .state import State
-
-T = TypeVar("T")
 
 # Settings of a run's past, and those members of them that may differ all the same.
 _PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "glow": set(), "data": {"root", "on_corrupt"}}
@@ -120,36 +114,3 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
             "weights, give the new run a directory of its own with --run_dir DIR."
         )
     return False
-
-
-def on_rank_0(world: World, work: Callable[[], T]) -> T:
-    """What rank 0 finds, in every process; what is wrong on rank 0 is everyone's error. Every process must call it.
-
-    Args:
-        world: the processes.
-        work: returns what JSON can say.
-    """
-    found: dict[str, T] = {}
-    fault = ""
-    if world.rank == 0:
-        try:
-            found["found"] = work()
-        except ValueError as error:
-            fault = str(error)
-    told = json.loads(world.exchange(json.dumps(found or {"fault": fault}).encode())[0])
-    if "fault" in told:
-        raise ValueError(told["fault"])
-    return found["found"] if found else told["found"]
-
-
-def everywhere(world: World, work: Callable[[], T]) -> T:
-    """Every process does the work; what is wrong in one of them is everyone's error. Every process must call it."""
-    done: list[T] = []
-    fault = ""
-    try:
-        done.append(work())
-    except ValueError as error:
-        fault = str(error)
-    if faults := [text.decode() for text in world.exchange(fault.encode()) if text]:
-        raise ValueError(faults[0])
-    return done[0]
