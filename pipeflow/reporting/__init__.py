@@ -3,7 +3,7 @@
 from .html import page
 from .plan_chart import PLAN_MAKER, chart
 from .plan_tables import tables
-from .run_figures import REPORT_MAKER, Drawing
-from .run_history import Story, read
+from .report_files import write_report
+from .run_history import RunHistory, read_run
 
-__all__ = ["PLAN_MAKER", "REPORT_MAKER", "Drawing", "Story", "chart", "page", "read", "tables"]
+__all__ = ["PLAN_MAKER", "RunHistory", "chart", "page", "read_run", "tables", "write_report"]

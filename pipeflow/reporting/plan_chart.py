@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..planning import Link, Outlook, compare
+from .drawing import DPI, GREY, MODEL, PALETTE, STYLE
 from .plan_tables import speed
-from .run_figures import DPI, GREY, MODEL, PALETTE, STYLE
 
 PLAN_MAKER = "pipeflow.plan"  # in every picture of a plan, so that no other is written over
 _LOOKS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from ..planning import Forecast, Outlook, Placement, Profile
 from ..units import rate
-from .run_figures import amount, duration
+from .quantities import amount, duration
 
 
 def tables(outlook: Outlook) -> str:

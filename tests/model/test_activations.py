@@ -15,7 +15,7 @@ from pipeflow.model import Drift, GlowConfig, glow_steps, make_passage, set_prec
 from pipeflow.model import activations as passages
 from pipeflow.model.glow import FlowStep
 from pipeflow.model.truncated import truncate
-from pipeflow.reporting import page, read
+from pipeflow.reporting import page, read_run
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -158,9 +158,9 @@ def test_a_run_says_how_far_inverted_inputs_drifted(tmp_path, size):
         for figure in ("drift", "relative_drift"):
             told = [line[figure] for line in lines if line["learn"]]
             assert 0 < max(told) == found[figure] < 1e-5
-    stories = [read(config.run_dir) for config in configs]
+    histories = [read_run(config.run_dir) for config in configs]
     most = f"{max(part['drift'] for part in inverted[0]['drift'].values()):.1e}"
-    assert most in page(stories, [[], []], None) and "drift of inverted" not in page(stories[:1], [[]], None)
+    assert most in page(histories, [[], []], None) and "drift of inverted" not in page(histories[:1], [[]], None)
 
 
 def two_hundred_steps(tmp_path, activations, precision):
