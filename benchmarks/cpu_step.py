@@ -23,7 +23,7 @@ from pipeflow.distributed import keep_memory
 from pipeflow.flow import Step
 from pipeflow.model import GlowConfig, glow_steps, make_passage, set_precision
 from pipeflow.model.truncated import truncate
-from pipeflow.stage import Stage, make_optimizer
+from pipeflow.stage import Stage, Update, make_optimizer
 from pipeflow.stream import Discard
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -55,8 +55,8 @@ def training_step(
     head = Batches(images, pixels, 0, batch, False, torch.device("cpu"))
     whole.part.initialise(head.recv())
     whole.part.passage = make_passage(activations, compile)  # type: ignore[arg-type]
-    optimizer = make_optimizer("adam", whole.named_global_parameters(), 1e-4, fused=bool(fused))
-    stage = Stage(whole, optimizer, 1e-4, 1, None, pixels.dims)
+    named = whole.named_global_parameters()
+    stage = Stage(whole, Update(named, make_optimizer("adam", named, 1e-4, fused=bool(fused)), 1e-4), pixels.dims)
     stage.connect(head, Discard())
     return stage.tick
 

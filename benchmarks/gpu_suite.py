@@ -42,11 +42,11 @@ from results_file import about, axes, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeflow.data import Batches, Pixels, resident
-from pipeflow.distributed import ParallelConfig, open_world
+from pipeflow.distributed import ParallelConfig, open_world, prepare_process
 from pipeflow.model import GlowConfig, Truncated, glow_steps, make_passage, set_precision, set_tensor_cores
 from pipeflow.model.truncated import truncate
 from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
-from pipeflow.stage import CudaRecorder, Recorded, Stage, make_optimizer
+from pipeflow.stage import CudaRecorder, RecordedStep, Stage, Update, make_optimizer
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.stream import Chain, Discard, close
 
@@ -115,9 +115,8 @@ def build(
 
 def make_stage(truncated: Truncated, pixels: Pixels, activations: str = "keep", compile: str = "none") -> Stage:
     truncated.part.passage = make_passage(activations, compile)
-    return Stage(
-        truncated, make_optimizer("adam", truncated.named_global_parameters(), 1e-5), 1e-5, 1, None, pixels.dims
-    )
+    named = truncated.named_global_parameters()
+    return Stage(truncated, Update(named, make_optimizer("adam", named, 1e-5), 1e-5), pixels.dims)
 
 
 def a_step(
@@ -133,7 +132,7 @@ def a_step(
     _, whole = build(size.glow, size.pixels, device, (), precision, layout)
     stage = make_stage(whole, size.pixels, **options)
     if cuda_graphs:
-        stage.work = Recorded(stage.work, stage.optimizer, CudaRecorder(device))
+        stage.step = RecordedStep(stage.step, stage.update.optimizer, CudaRecorder(device))
     images = resident(random_images(size.pixels, 2 * batch), device)
     stage.connect(Batches(images, size.pixels, 0, batch, True, device), Discard())
     for _ in range(WARM_UP + 1 if cuda_graphs else 0):
@@ -299,6 +298,7 @@ def hold_parts(
             names = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes}
             os.environ |= {name: str(value) for name, value in names.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
         world = open_world(ParallelConfig(), len(at) + 1, device, f"file://{directory}/meet")
+        prepare_process(1, world.device)
         slices, _ = build(size.glow, size.pixels, world.device, at, "bf16", "channels_last")
         chain = Chain(world, [p.part.event_out for p in slices], "suite")
         stages = {part: make_stage(slices[part], size.pixels) for part in world.mine}

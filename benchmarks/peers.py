@@ -32,7 +32,7 @@ from pipeflow.distributed import keep_memory
 from pipeflow.flow import Packet
 from pipeflow.model import Compile, GlowConfig, Layout, glow_steps, make_passage, set_precision
 from pipeflow.model.truncated import truncate
-from pipeflow.stage import Stage, make_optimizer
+from pipeflow.stage import Stage, Update, make_optimizer
 from pipeflow.stream import Discard
 
 LR = 1e-4
@@ -113,8 +113,8 @@ def in_pipeflow(size: Size, x: Tensor, variant: str, layout: Layout, compile: Co
     set_precision(whole, "fp32", layout)
     whole.to(x.device).part.initialise(packet)
     whole.part.passage = make_passage(compile=compile)
-    optimizer = make_optimizer("adam", whole.named_global_parameters(), LR)
-    stage = Stage(whole, optimizer, LR, 0, None, math.prod(IMAGE))
+    named = whole.named_global_parameters()
+    stage = Stage(whole, Update(named, make_optimizer("adam", named, LR), LR), math.prod(IMAGE))
 
     class Same:
         """The same packet again and again."""

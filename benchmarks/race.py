@@ -177,12 +177,13 @@ class Worker:
     def __init__(self, course: Course, threads: int) -> None:
         from rivals import Contestant
 
-        from pipeflow.distributed import ParallelConfig, open_world
+        from pipeflow.distributed import ParallelConfig, open_world, prepare_process
 
         # A world has a part a process at least; where the course has no cut, nobody looks at the parts.
         config = ParallelConfig(backend="gloo", depth=course.depth, threads=threads)
         self.course = course
         self.world = open_world(config, int(os.environ["WORLD_SIZE"]), "cpu")
+        prepare_process(threads, self.world.device)
         self._groups: dict[str, Any] = {}
         self._known: dict[str, Contestant] = {}
         self._control = self._connections()

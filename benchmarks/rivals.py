@@ -20,7 +20,7 @@ from pipeflow.distributed import World
 from pipeflow.distributed.pipeline_1f1b import timed_stage
 from pipeflow.flow import Packet
 from pipeflow.model import Truncated, bits_per_dim
-from pipeflow.stage import Carriage, Stage, make_optimizer
+from pipeflow.stage import PipelineModule, Stage, Update, make_optimizer
 from pipeflow.stream import Discard, close
 
 NAMES = {
@@ -102,7 +102,7 @@ class ByParts(Contestant):
         close(self._ends)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for stage in self._stages.values() for name, parameter in stage.named}
+        return {name: parameter for stage in self._stages.values() for name, parameter in stage.update.named}
 
 
 class PartAlone(ByParts):
@@ -145,8 +145,8 @@ class Engine(Contestant):
         self._truncated = course.build()[0][world.rank]
         self._last = world.rank == world.size - 1
         around = (self._truncated.part.event_in, self._truncated.part.event_out)
-        carriage, place = Carriage([self._truncated], self._last), (world.rank, world.size)
-        stage = timed_stage(carriage, self._last, place, around, course.batch // micro, world.device, group)
+        module, place = PipelineModule([self._truncated], self._last), (world.rank, world.size)
+        stage = timed_stage(module, self._last, place, around, course.batch // micro, world.device, group)
         dims = course.pixels.dims
 
         def loss(nll: Tensor, target: Tensor) -> Tensor:
@@ -233,12 +233,12 @@ class Alone(Contestant):
         torch.set_num_threads(self.world.config.threads)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._stage.named) if self.world.rank == 0 else {}
+        return dict(self._stage.update.named) if self.world.rank == 0 else {}
 
 
 def make_stage(course: Course, truncated: Truncated) -> Stage:
-    optimizer = make_optimizer("adam", truncated.named_global_parameters(), course.lr)
-    return Stage(truncated, optimizer, course.lr, 0, None, course.pixels.dims)
+    named = truncated.named_global_parameters()
+    return Stage(truncated, Update(named, make_optimizer("adam", named, course.lr), course.lr), course.pixels.dims)
 
 
 def make(name: str, course: Course, world: World, groups: dict[str, Any], **setting: Any) -> Contestant:

@@ -34,6 +34,7 @@ python -m pipeflow.train --config configs/fashion_mnist.yaml --run_dir runs/mine
 * An unknown name, a value of the wrong kind or out of range ends the command with one sentence and exit code 2, before
   anything is written.
 * The run directory's `config.yaml` holds every setting, resolved; `--config DIR/config.yaml` reads it back.
+* `run`, the earlier name of `run_dir`, is still read in YAML files and in the settings of old runs.
 * `--resume auto` or `--resume PATH` goes on from a checkpoint ([how](fault-tolerance.md#resuming)). It is an option of
   the command and no setting.
 * The defaults below are those of the [quickstart](quickstart.md).

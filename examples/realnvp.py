@@ -1,7 +1,7 @@
 """A flow of one's own on data of one's own: a RealNVP on two moons, trained by parts, and drawn.
 
     python examples/realnvp.py --out density.png
-    torchrun --standalone --nproc_per_node=2 examples/realnvp.py -- --run_dir runs/two --out density.png
+    torchrun --standalone --nproc_per_node=2 examples/realnvp.py --run_dir runs/two --out density.png
 
 Both print the same figures. Every setting of `python -m pipeflow.train` may follow, and --resume auto. Under torchrun
 every process runs this script, so that a flow is a function here and never a name in a file of settings.

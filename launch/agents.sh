@@ -15,7 +15,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 for ((rank = 0; rank < processes; rank++)); do
     CUDA_VISIBLE_DEVICES=$rank torchrun --rdzv-backend=static --nnodes="$processes" --node-rank="$rank" \
         --nproc-per-node=1 --master-addr=127.0.0.1 --master-port="${MASTER_PORT:-29500}" \
-        --max-restarts="${MAX_RESTARTS:-3}" -m pipeflow.train -- --resume auto --parallel.rejoin_s 300 "$@" &
+        --max-restarts="${MAX_RESTARTS:-3}" -m pipeflow.train --resume auto --parallel.rejoin_s 300 "$@" &
 done
 for ((rank = 0; rank < processes; rank++)); do
     wait -n

@@ -8,4 +8,4 @@
 # restarted with the others, up to three times, from the newest checkpoint.
 set -euo pipefail
 exec torchrun --standalone --nproc_per_node="${PROCESSES:-gpu}" --max-restarts=3 \
-    -m pipeflow.train -- --resume auto "$@"
+    -m pipeflow.train --resume auto "$@"

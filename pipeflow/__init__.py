@@ -4,15 +4,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import Config
+    from .config import Config, EndToEndConfig, PhaseConfig
+    from .data import DataConfig
+    from .distributed import ParallelConfig
     from .inference import export, load
-    from .model import Flow, Glow, GlowConfig
+    from .model import CutConfig, Flow, Glow, GlowConfig
+    from .storage import CheckpointConfig
     from .training import fit
 
-__all__ = ["Config", "Flow", "Glow", "GlowConfig", "export", "fit", "load"]
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "CutConfig",
+    "DataConfig",
+    "EndToEndConfig",
+    "Flow",
+    "Glow",
+    "GlowConfig",
+    "ParallelConfig",
+    "PhaseConfig",
+    "export",
+    "fit",
+    "load",
+]
 
-_HOME = {"Config": "config", "GlowConfig": "model", "Flow": "model", "Glow": "model", "fit": "training"}
-_HOME |= {"export": "inference", "load": "inference"}
+_HOME = {"DataConfig": "data", "ParallelConfig": "distributed", "CheckpointConfig": "storage", "fit": "training"}
+_HOME |= dict.fromkeys(["Config", "EndToEndConfig", "PhaseConfig"], "config")
+_HOME |= dict.fromkeys(["CutConfig", "Flow", "Glow", "GlowConfig"], "model")
+_HOME |= dict.fromkeys(["export", "load"], "inference")
 
 
 def __getattr__(name: str) -> object:

@@ -18,7 +18,7 @@ import torch
 from .cli import Options
 from .config import Config, parse_resume, turns
 from .data import Pixels, check_enough, outline
-from .distributed import choose_device, keep_memory
+from .distributed import choose_device, intra_op_threads, prepare_process
 from .model import scheme_cut
 from .planning import (
     FILE,
@@ -90,11 +90,9 @@ def plan(config: Config, wanted: PlanConfig = PlanConfig()) -> Outlook:
         placement = place(parts, wanted.hosts, wanted.gpus_per_host)
     device = choose_device(config.device)
     directory = _directory(config, wanted)
-    torch.set_num_threads(config.parallel.threads)
-    if device.type == "cpu":
-        keep_memory()
     began, computed = time.perf_counter(), time.process_time()
-    profile = survey(config, Pixels(image, levels, data.bits), device)
+    with intra_op_threads(config.parallel.threads):
+        profile = survey(config, Pixels(image, levels, data.bits), device)
     computed, took = time.process_time() - computed, time.perf_counter() - began
     setting = Setting(
         config=config,
@@ -138,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, resume = parse_resume(settings)
         if resume is not None:
             raise ValueError("--resume is an option of pipeflow.train; a plan needs the settings alone.")
+        prepare_process(config.parallel.threads, choose_device(config.device))
         found = plan(config, wanted)
     except ValueError as error:
         print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from functools import partial
 from .cli import leave_the_word_to_rank_0, tell
 from .config import Config, settle
 from .data import Splits
-from .distributed import Watch, open_world
+from .distributed import Watch, open_world, prepare_process
 from .errors import LostError
 from .model import Maker
 from .storage import claim, release
@@ -35,6 +35,7 @@ def main(
         words = sys.argv[1:] if arguments is None else arguments
         config, resume = settle(words, base, partial(claim, rank=int(os.environ.get("RANK", "0"))))
         world = open_world(config.parallel, config.cut.parts, config.device)
+        prepare_process(config.parallel.threads, world.device)
     except LostError as error:
         release()
         print(f"pipeflow: {error}", file=sys.stderr, flush=True)

@@ -1,10 +1,11 @@
 """Settings of a run: dataclasses, their checks, the command line, and the schedule that follows from them."""
 
 from .config import Config
+from .describe import Setting, describe
 from .parser import from_dict, parse_resume
-from .phases import EndToEndConfig, PhaseConfig, micro_batches
+from .phases import EndToEndConfig, PhaseConfig
 from .resume_settings import Resume, settle
-from .schedule import Segment, Turn, lessons, multiples, phase_steps, segments, stops, turns
+from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 
 __all__ = [
     "Config",
@@ -12,7 +13,9 @@ __all__ = [
     "PhaseConfig",
     "Resume",
     "Segment",
+    "Setting",
     "Turn",
+    "describe",
     "from_dict",
     "lessons",
     "micro_batches",

@@ -4,9 +4,9 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field
 
 from ..data import DataConfig
 from ..distributed import ParallelConfig
@@ -21,8 +21,13 @@ from ..model import (
     check_passage,
     scheme_cut,
 )
+from ..settings import AtLeast1, Positive, settings
 from ..storage import CheckpointConfig
-from .phases import EndToEndConfig, PhaseConfig, micro_batches
+from .phases import EndToEndConfig, PhaseConfig
+from .schedule import micro_batches
+from .yaml_text import as_text
+
+Decay = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.999")]
 
 
 def _quickstart_phases() -> list[PhaseConfig]:
@@ -35,6 +40,7 @@ def _quickstart_phases() -> list[PhaseConfig]:
     ]
 
 
+@settings()
 @dataclass(frozen=True)
 class Config:
     """A run. The defaults are the quickstart: handwritten digits, 3 parts, a few minutes on two cores.
@@ -79,18 +85,13 @@ class Config:
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    ema: float | None = None
-    eval_every: float = 5.0
-    max_bad_steps: int = 10
+    ema: Decay | None = None
+    eval_every: Positive = 5.0
+    max_bad_steps: AtLeast1 = 10
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("phases is empty; a run needs at least one phase.")
-        for name in ("eval_every", "max_bad_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; a decay lies between 0 and 1, such as 0.999.")
         check_passage(self.activations, self.compile)
         if self.activations == "invert" and self.end_to_end.engine == "fsdp":
             raise ValueError(
@@ -145,7 +146,7 @@ class Config:
 
     def as_yaml(self) -> str:
         """As a file that `--config` reads back."""
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        return as_text(self.as_dict())
 
     def digest(self) -> str:
         """A short hash of every setting, for processes to compare."""

@@ -1,34 +1,20 @@
-"""The command line and YAML files → `Config`."""
+"""The command line, files and the settings of checkpoints → `Config`."""
 
-import dataclasses
-import re
 import sys
-import tempfile
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from pydantic import TypeAdapter, ValidationError
 
+from ..settings import members, sentence, unknown
 from .config import Config
-from .parse_errors import sentence
-from .phases import PhaseConfig
-from .plain_yaml import check_plain, settings_in
+from .describe import help_text
+from .yaml_text import as_json, read_file, read_text
 
-
-def make_parser() -> ArgumentParser:
-    """The parser of `python -m pipeflow.train`; `--help` lists every setting."""
-    parser = ArgumentParser(
-        prog="pipeflow.train", exit_on_error=False, allow_abbrev=False, description="Train a Glow by parts."
-    )
-    parser.add_argument("--config", action="config", help="a YAML file of settings; what follows it overrides it")
-    parser.add_argument(
-        "--resume", metavar="auto | PATH", help="go on from the run's newest whole checkpoint, or from this one"
-    )
-    parser.add_class_arguments(Config)
-    return parser
+_KINDS = {name: field.type for name, field, _ in members(Config)}
+_FORMER = {"run": "run_dir"}  # names in files that earlier versions have written → names of today
 
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
@@ -43,79 +29,86 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     return parse_resume(arguments)[0]
 
 
-def parse_resume(
-    arguments: Sequence[str] | None = None, base: dict[str, Any] | None = None
-) -> tuple[Config, str | None]:
-    """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there.
+def parse_resume(arguments: Sequence[str] | None = None) -> tuple[Config, str | None]:
+    """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there."""
+    given, resume = read_words(sys.argv[1:] if arguments is None else arguments)
+    return from_dict(given), resume
+
+
+def from_dict(*layers: dict[str, Any]) -> Config:
+    """Plain values, such as `Config.as_dict` makes → settings, checked.
 
     Args:
-        arguments: dotted names and values; the process's own by default.
-        base: settings that they override, as `Config.as_dict` makes them; the quickstart by default.
-    """
-    if base is not None:
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as stream:
-            yaml.safe_dump(renamed(base), stream)
-            stream.flush()
-            return parse_resume(["--config", stream.name, *(sys.argv[1:] if arguments is None else arguments)])
-    # torchrun takes "--run_dir" for the beginning of an option of its own; behind "--" it leaves words alone.
-    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
-    # Where lists are equally long, jsonargparse fills what a phase leaves out from the list that it replaces; here a
-    # list is given whole.
-    words = [part for word in words for part in (["--phases=[]", word] if re.match("--phases(=|$)", word) else [word])]
-    words = [_current(word, before) for before, word in pairwise(["", *words])]
-    check_plain(words, [member.name for member in dataclasses.fields(Config) if member.default is dataclasses.MISSING])
-    parser = make_parser()
-    try:
-        values = parser.instantiate(parser.parse_args(words))
-    except ArgumentError as error:
-        raise ValueError(sentence(str(error), _names(), _file(words))) from error
-    values.pop("config", None)
-    resume = values.pop("resume", None)
-    return Config(**vars(values)), resume
-
-
-def from_dict(values: dict[str, Any], words: Sequence[str] = ()) -> Config:
-    """What `Config.as_dict` made, checked like a command line.
-
-    Args:
-        values: the settings.
-        words: of a command line, which overrides them.
+        layers: names and values, each of which override those before them; the quickstart's are the first of all.
 
     Raises:
         ValueError: a sentence about what is wrong.
     """
-    return parse_resume(words, values)[0]
+    try:
+        return TypeAdapter(Config).validate_json(as_json(layered(Config().as_dict(), *layers)))
+    except ValidationError as error:
+        raise ValueError(sentence(error, Config)) from error
 
 
-def renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings under their names of today: up to version 0.1.0, run_dir was called run."""
-    return {"run_dir" if name == "run" else name: value for name, value in values.items()}
+def layered(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Puts names and values over those before them, group by group; a list is replaced as one."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = _over(values, {_FORMER.get(name, name): value for name, value in layer.items()})
+    return values
 
 
-def _current(word: str, before: str) -> str:
-    """The name of a file of settings, or of one that says the same in the names of today; other words as they are."""
-    file = word if before == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else ""
-    found = settings_in(Path(file)) if file else {}
-    if "run" not in found:
-        return word
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as stream:
-        yaml.safe_dump(renamed(found), stream)
-    return word.removesuffix(file) + stream.name
+def _over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    both = [name for name in others if isinstance(values.get(name), dict) and isinstance(others[name], dict)]
+    return values | others | {name: _over(values[name], others[name]) for name in both}
 
 
-def _names(settings: type = Config, before: str = "") -> list[str]:
-    """Dotted names of all settings; those of a phase are called phases.<name>."""
-    names = []
-    for member in dataclasses.fields(settings):
-        inner = PhaseConfig if member.name == "phases" else member.type
-        names.append(before + member.name)
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            names += _names(inner, f"{before}{member.name}.")
-    return names
+def read_words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+    """Command line → the names and values that it gives, and what `--resume` says.
+
+    Raises:
+        SystemExit: after `--help` has printed all settings.
+        ValueError: a sentence about an unknown name, or about a file that cannot be read.
+    """
+    if "--help" in words or "-h" in words:
+        print(help_text())
+        raise SystemExit(0)
+    given: dict[str, Any] = {}
+    resume = None
+    for name, text in _options(words):
+        if name == "config":
+            given = layered(given, read_file(Path(text)))
+        elif name == "resume":
+            resume = text
+        else:
+            value = _value(_KINDS[name], text)
+            for part in reversed(name.split(".")):
+                value = {part: value}
+            given = layered(given, value)
+    return given, resume
 
 
-def _file(words: Sequence[str]) -> str | None:
-    """The last --config among the words."""
-    files = [after for word, after in pairwise(words) if word == "--config"]
-    files += [word.split("=", 1)[1] for word in words if word.startswith("--config=")]
-    return files[-1] if files else None
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, text) of `--name text` and `--name=text`; a lone `--`, which some launchers need, says nothing."""
+    left = iter(word for word in words if word != "--")
+    names = [name for name in _KINDS if not name.startswith("phases.")]
+    for word in left:
+        option, equals, text = word.partition("=")
+        name = option.removeprefix("--")
+        if not word.startswith("--") or name not in ("config", "resume", *names):
+            raise ValueError(unknown(option, name, names))
+        if not equals:
+            text = next(left, "--")
+            if text.startswith("--"):
+                raise ValueError(f"{option} has no value; write {option} VALUE.")
+        yield name, text
+
+
+def _value(kind: Any, text: str) -> Any:
+    """Text of the command line → a value; where a text is wanted, as it stands."""
+    if str in (kind, *get_args(kind)) and text != "null":
+        return text
+    try:
+        return read_text(text)
+    except yaml.YAMLError:
+        return text

@@ -1,14 +1,18 @@
 """Settings of a phase, and of the engine that trains the whole model end to end."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from ..settings import AtLeast1, NotNegative, settings
 from ..stage import OptimizerName
 
 Schedule = Literal["simultaneous", "alternate", "sequential", "end_to_end"]
+Finite = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a positive, finite number")]
 
 
+@settings("phases")
 @dataclass(frozen=True)
 class PhaseConfig:
     """One phase of a run, measured in epochs or in steps: batches drawn at the head of the chain.
@@ -27,44 +31,33 @@ class PhaseConfig:
     """
 
     schedule: Schedule
-    epochs: float | None = None
-    steps: int | None = None
-    turn_epochs: float | None = None
-    turn_steps: int | None = None
-    lr: float | list[float] = 1e-3
+    epochs: Finite | None = None
+    steps: AtLeast1 | None = None
+    turn_epochs: Finite | None = None
+    turn_steps: AtLeast1 | None = None
+    lr: Finite | list[Finite] = 1e-3
     optimizer: OptimizerName = "adam"
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    clip: float | None = None
+    weight_decay: NotNegative = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, description="a whole number that is not negative")] = 0
+    clip: Finite | None = None
     restart_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"A {self.schedule} phase needs a length in epochs or in steps, one of the two.")
+            raise ValueError("A phase needs a length in epochs or in steps, one of the two.")
         if self.turn_epochs is not None and self.turn_steps is not None:
             raise ValueError("A phase has turn_epochs or turn_steps, not both.")
         if (self.turn_epochs or self.turn_steps) and self.schedule != "alternate":
             raise ValueError(f"turn_epochs and turn_steps belong to the schedule alternate, not to {self.schedule}.")
         if isinstance(self.lr, list) and self.schedule == "end_to_end":
             raise ValueError("An end_to_end phase has one lr, not a list.")
-        rates = self.lr if isinstance(self.lr, list) else [self.lr]
-        for name, value in [
-            *[(name, getattr(self, name)) for name in ("epochs", "steps", "turn_epochs", "turn_steps", "clip")],
-            *[("lr", rate) for rate in rates],
-        ]:
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value} in a {self.schedule} phase; it must be positive and finite.")
-        for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)} in a {self.schedule} phase; it must not be negative."
-                )
 
     def lr_of(self, part: int) -> float:
         """Learning rate of a part, counted from 0; end to end, of the model."""
         return self.lr[part] if isinstance(self.lr, list) else self.lr
 
 
+@settings("end_to_end")
 @dataclass(frozen=True)
 class EndToEndConfig:
     """How the whole model is spread over the processes that train it end to end.
@@ -78,42 +71,11 @@ class EndToEndConfig:
     """
 
     engine: Literal["ddp", "fsdp", "pipeline"] = "ddp"
-    micro_batches: int | None = None
+    micro_batches: AtLeast1 | None = None
 
     def __post_init__(self) -> None:
-        if self.micro_batches is None:
-            return
-        if self.micro_batches < 1:
-            raise ValueError(f"end_to_end.micro_batches is {self.micro_batches}; it must be at least 1.")
-        if self.engine != "pipeline":
+        if self.micro_batches is not None and self.engine != "pipeline":
             raise ValueError(
                 f"end_to_end.micro_batches is {self.micro_batches}, but only the engine pipeline has micro-batches and "
                 f"end_to_end.engine is {self.engine}; leave it out."
             )
-
-
-def micro_batches(wanted: int | None, images: int, stages: int) -> int:
-    """Into how many equal pieces a pipeline cuts a batch.
-
-    Args:
-        wanted: the setting; None takes the fewest that will do.
-        images: a chain's share of a batch.
-        stages: processes in the chain; with fewer micro-batches than these, 1F1B has no order of them.
-
-    Raises:
-        ValueError: pieces that are too few, or not equal, and what would fit.
-    """
-    fitting = [pieces for pieces in range(stages, images + 1) if images % pieces == 0]
-    if wanted in fitting:
-        return wanted
-    if not fitting:
-        raise ValueError(
-            f"end_to_end.engine is pipeline, but the {images} image{'s' * (images != 1)} of a batch that a chain takes "
-            f"cannot be {stages} micro-batches for its {stages} processes; use a larger data.batch, or engine fsdp."
-        )
-    if wanted is None:
-        return fitting[0]
-    raise ValueError(
-        f"end_to_end.micro_batches is {wanted}, but a chain of {stages} processes takes {images} images a batch, which "
-        f"must be cut into equal pieces, at least {stages}: {', '.join(map(str, fitting))} will do."
-    )

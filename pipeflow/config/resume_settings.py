@@ -2,18 +2,15 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ..model import CutConfig
 from ..storage import Manifest, RunDirectory, checkpoint, run_of
 from .config import Config
-from .parser import parse_resume, renamed
-from .plain_yaml import settings_in
+from .parser import from_dict, read_words
+from .yaml_text import read_file
 
 Resume = Path | Literal["auto"] | None
 
@@ -37,10 +34,10 @@ def settle(
     Raises:
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
-    words = ["--run_dir=", *arguments]  # it stays empty where nobody names a directory
-    config, wish = parse_resume(words) if base is None else _filled(words, base.as_dict())
+    given, wish = read_words(arguments)
+    config = _filled((base or Config()).as_dict(), given)
     origin = None if wish in (None, "auto") else Path(wish)
-    run = Path(config.run_dir or (origin and _run_of(origin)) or (base or Config()).run_dir)
+    run = Path(config.run_dir if "run_dir" in given else (origin and _run_of(origin)) or config.run_dir)
     before_reading(run)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish, origin = "auto", None
@@ -51,13 +48,13 @@ def settle(
     if manifest:
         then, at, told = manifest.config, manifest.at, source
     elif settings.is_file():  # interrupted before its first checkpoint
-        then = yaml.safe_load(settings.read_text())
+        then = read_file(settings)
         at, told = then["cut"]["at"] or [], settings
     else:
         return dataclasses.replace(config, run_dir=str(run)), "auto"
     try:
-        config, _ = _filled(arguments, renamed(then) | {"run_dir": str(run)})
-    except (ValueError, TypeError, KeyError) as error:
+        config = _filled(then, {"run_dir": str(run)} | given)
+    except ValueError as error:
         raise ValueError(f"With the settings of {told}: {error}") from error
     if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
         cut = dataclasses.replace(config.cut, scheme="explicit", at=at)  # measured once
@@ -91,17 +88,11 @@ def _named(origin: Path) -> tuple[Path, Manifest]:
     return source, manifest or checkpoint.read_manifest(origin)
 
 
-def _filled(arguments: Sequence[str], base: dict[str, Any]) -> tuple[Config, str | None]:
-    """The settings of a command line, what it leaves open from `base`, and what `--resume` says."""
-    words: list[str] = []
-    given: dict[str, Any] = {}
-    for word, after in pairwise([*arguments, ""]):
-        file = after if word == "--config" else word.removeprefix("--config=") if word.startswith("--config=") else None
-        if file is not None:
-            found = settings_in(Path(file))
-            given |= found
-            words += ["--phases=[]"] * ("phases" in found)  # a list is given whole
-        words.append(word)
-    if "cut" in given or any(re.match(r"--cut\.(scheme|parts|at)", word) for word in arguments):
-        base = base | {"cut": {"provisional_prior": base["cut"]["provisional_prior"]}}
-    return parse_resume(words, base)
+def _filled(settings: dict[str, Any], given: dict[str, Any]) -> Config:
+    """`given` over other settings; a cut that is given takes nothing but the provisional prior from the other one."""
+    cut = given.get("cut")
+    if isinstance(cut, dict) and not {"scheme", "parts", "at"}.isdisjoint(cut):
+        unset = {"cut": dataclasses.asdict(CutConfig())}
+        del unset["cut"]["provisional_prior"]
+        return from_dict(settings, unset, given)
+    return from_dict(settings, given)

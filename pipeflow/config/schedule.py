@@ -100,3 +100,30 @@ def lessons(plan: list[Turn], part: int, done: int) -> int:
         count += min(turn.steps, max(0, done)) * (part in turn.learners)
         done -= turn.steps
     return count
+
+
+def micro_batches(wanted: int | None, images: int, stages: int) -> int:
+    """Into how many equal pieces a pipeline cuts a batch.
+
+    Args:
+        wanted: the setting; None takes the fewest that will do.
+        images: a chain's share of a batch.
+        stages: processes in the chain; with fewer micro-batches than these, 1F1B has no order of them.
+
+    Raises:
+        ValueError: pieces that are too few, or not equal, and what would fit.
+    """
+    fitting = [pieces for pieces in range(stages, images + 1) if images % pieces == 0]
+    if wanted in fitting:
+        return wanted
+    if not fitting:
+        raise ValueError(
+            f"end_to_end.engine is pipeline, but the {images} image{'s' * (images != 1)} of a batch that a chain takes "
+            f"cannot be {stages} micro-batches for its {stages} processes; use a larger data.batch, or engine fsdp."
+        )
+    if wanted is None:
+        return fitting[0]
+    raise ValueError(
+        f"end_to_end.micro_batches is {wanted}, but a chain of {stages} processes takes {images} images a batch, which "
+        f"must be cut into equal pieces, at least {stages}: {', '.join(map(str, fitting))} will do."
+    )

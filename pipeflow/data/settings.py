@@ -1,11 +1,15 @@
 """Settings of the data of a run."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from ..settings import AtLeast1, settings
 from .datasets import DataName
 
 
+@settings("data")
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they enter.
@@ -24,20 +28,12 @@ class DataConfig:
 
     name: DataName = "digits"
     root: str | None = None
-    image_size: int | None = None
-    bits: int = 8
+    image_size: AtLeast1 | None = None
+    bits: Annotated[int, Field(ge=1, le=8, description="a whole number between 1 and 8")] = 8
     flip: bool = False
-    batch: int = 64
-    init_batch: int = 256
+    batch: AtLeast1 = 64
+    init_batch: AtLeast1 = 256
     on_corrupt: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "init_batch", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} is {value}; it must be at least 1.")
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"data.bits is {self.bits}; it must lie between 1 and 8.")
 
 
 def check_enough(config: DataConfig, images: int) -> None:

@@ -9,6 +9,7 @@ from .grid import grid, owners
 from .heartbeat import EVERYONE, Pulse
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
+from .process_settings import intra_op_threads, prepare_process
 from .process_world import open_world
 from .settings import WIRES, ParallelConfig, bytes_per_image
 from .sharding import local, placed, whole
@@ -30,12 +31,14 @@ __all__ = [
     "choose_device",
     "everywhere",
     "grid",
+    "intra_op_threads",
     "keep_memory",
     "local",
     "on_rank_0",
     "open_world",
     "owners",
     "placed",
+    "prepare_process",
     "say",
     "totals",
     "whole",

@@ -7,7 +7,10 @@ from typing import Literal
 
 import torch
 
+from ..settings import AtLeast1, NotNegative, Positive, settings
 
+
+@settings("parallel")
 @dataclass(frozen=True)
 class ParallelConfig:
     """How parts are spread over processes.
@@ -27,23 +30,13 @@ class ParallelConfig:
     """
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    depth: int = 2
-    threads: int = 1
-    replicas: int | None = None
-    timeout_s: float = 600.0
-    heartbeat_s: float = 3.0
-    rejoin_s: float = 0.0
+    depth: AtLeast1 = 2
+    threads: AtLeast1 = 1
+    replicas: AtLeast1 | None = None
+    timeout_s: Positive = 600.0
+    heartbeat_s: Positive = 3.0
+    rejoin_s: NotNegative = 0.0
     wire: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "threads", "replicas"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"parallel.{name} is {value}; it must be at least 1.")
-        for name in ("timeout_s", "heartbeat_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"parallel.{name} is {getattr(self, name)}; it must be positive.")
-        if not self.rejoin_s >= 0:
-            raise ValueError(f"parallel.rejoin_s is {self.rejoin_s}; it must not be negative.")
 
     def bytes_per_image(self, event: Sequence[int]) -> int:
         """Bytes that one image takes over a border while training by parts, if its latent has the shape `event`."""

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -17,7 +16,6 @@ from ..errors import NoReturnError
 from .device import choose_device
 from .grid import grid
 from .heartbeat import Pulse
-from .malloc import keep_memory
 from .settings import ParallelConfig
 
 T = TypeVar("T")
@@ -55,9 +53,6 @@ class World:
             raise ValueError("parallel.backend is nccl, but the run is on the CPU (device); use gloo or auto.")
         self.pulse = Pulse()
         self._notes: dict[str, str] = {}
-        torch.set_num_threads(config.threads)
-        if self.device.type == "cpu":
-            keep_memory()
 
     def exchange(self, data: bytes) -> list[bytes]:
         """Everybody's bytes to everybody, by rank. All processes must call it, in the same order."""

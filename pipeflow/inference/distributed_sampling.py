@@ -50,6 +50,12 @@ def load_local_parts(world: World, source: Source, flow: Maker | None = None) ->
         ValueError: in one process the checkpoint is damaged or another, or the flow is another.
         LostError: another process is gone.
     """
+    parts = source.config.cut.parts
+    if parts != len(world.owner):
+        raise ValueError(
+            f"{source.directory} has {parts} parts, but a newer checkpoint that is damaged has {len(world.owner)}; to "
+            f"draw from this one, give it instead of the run."
+        )
     contents = hashlib.sha256(str(sorted(source.manifest.files.items())).encode()).hexdigest()[:12]
     world.agree("the checkpoint", f"step {source.manifest.step} ({contents})")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import Images, Space, Splits, fetch, save_sheet
-from ..distributed import ParallelConfig, World, open_world, say
+from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .held_out_images import held_out_images
@@ -41,7 +41,9 @@ def open_sampling_world(options: SamplingOptions, init_method: str) -> World:
         config = newest_settings(options.run)
         parts, threads = config.cut.parts, config.parallel.threads
     # Only latents and control traffic travel here, through host memory.
-    return open_world(ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method)
+    world = open_world(ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method)
+    prepare_process(threads, world.device)
+    return world
 
 
 def write_sheet(options: SamplingOptions, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:

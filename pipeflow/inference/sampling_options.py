@@ -19,7 +19,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument("--interpolate", nargs="*", type=int, metavar="I J", help="from test image I to J, and so on")
     kinds.add_argument("--reconstruct", type=int, metavar="N", help="the first N test images above what comes back")
     kinds.add_argument("--each-part", action="store_true", help="what the flow draws if it stops at each border")
-    parser.add_argument("--n", type=int, help="how many images to draw (default: 64)")
+    parser.add_argument(
+        "--images", "--n", dest="n", metavar="N", type=int, help="how many images to draw (default: 64)"
+    )
     parser.add_argument("--temperature", nargs="+", type=float, metavar="T", help="one or more (default: 0.7)")
     parser.add_argument("--seed", type=int, help="of the draw (default: 0)")
     parser.add_argument("--root", metavar="DIR", help="where the files of the run's test images are")

@@ -144,7 +144,7 @@ def score(
     seed, batch = config.seed if seed is None else seed, config.data.batch if batch is None else batch
     if samples < 1 or batch < 1:
         raise ValueError(f"Cannot score with {samples} draws of noise in batches of {batch}; both must be at least 1.")
-    world = world or World(ParallelConfig(threads=torch.get_num_threads()), 1, "cpu")
+    world = world or World(ParallelConfig(), 1, "cpu")
     every = flow_steps_behind([piece.part for piece in trained.slices])
     ends = [end for end in every if end <= trained.manifest.started]
     if not ends:

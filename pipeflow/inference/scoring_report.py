@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..data import DataConfig, Splits
-from ..distributed import ParallelConfig, World, everywhere, on_rank_0, open_world, say
+from ..distributed import ParallelConfig, World, everywhere, on_rank_0, open_world, prepare_process, say
 from ..model import Maker, set_tensor_cores
 from .held_out_images import held_out_images
 from .load import Trained, locate_together, read
@@ -44,7 +43,7 @@ def report_scores(options: ScoringOptions, world: World, flow: Maker | None = No
     source = locate_together(world, options.run)
     trained = everywhere(world, lambda: read(source, flow))
     set_tensor_cores(trained.config.precision)
-    torch.set_num_threads(trained.config.parallel.threads)
+    prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)
     splits = {

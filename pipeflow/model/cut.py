@@ -10,9 +10,11 @@ from itertools import accumulate
 from typing import Literal
 
 from ..flow import Event, Step
+from ..settings import AtLeast1, settings
 from .part import Part
 
 
+@settings("cut")
 @dataclass(frozen=True)
 class CutConfig:
     """Where the borders are.
@@ -26,13 +28,11 @@ class CutConfig:
     """
 
     scheme: Literal["by_blocks", "across_blocks", "balanced", "explicit"] = "across_blocks"
-    parts: int = 3
+    parts: AtLeast1 = 3
     at: list[int] | None = None
     provisional_prior: Literal["standard", "learned"] = "standard"
 
     def __post_init__(self) -> None:
-        if self.parts < 1:
-            raise ValueError(f"cut.parts is {self.parts}; there must be at least 1 part.")
         if (self.at is not None) != (self.scheme == "explicit"):
             raise ValueError(
                 f"cut.at is {self.at} with cut.scheme {self.scheme}; borders are listed for the scheme explicit, "

@@ -5,14 +5,16 @@ shapes are known beforehand, [squeeze, K flow steps, split, squeeze, …], and a
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..flow import ActNorm, AdditiveCoupling, AffineCoupling, Event, LUConv1x1, PlainConv1x1, Split, Squeeze, Step
+from ..settings import AtLeast1, settings
 
 
+@settings("glow")
 @dataclass(frozen=True)
 class GlowConfig:
     """The shape of a Glow (Kingma and Dhariwal, "Glow", 2018, figure 2).
@@ -27,21 +29,13 @@ class GlowConfig:
         top_prior: "learned" a channel, or "standard" normal.
     """
 
-    levels: int = 3
-    steps: int = 32
-    hidden: int = 512
+    levels: AtLeast1 = 3
+    steps: AtLeast1 = 32
+    hidden: AtLeast1 = 512
     coupling: Literal["affine", "additive"] = "affine"
     conv1x1: Literal["lu", "plain"] = "lu"
     split_prior: Literal["learned", "standard"] = "learned"
     top_prior: Literal["learned", "standard"] = "standard"
-
-    def __post_init__(self) -> None:
-        for name in ("levels", "steps", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"glow.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name, kind in get_type_hints(type(self)).items():
-            if get_args(kind) and getattr(self, name) not in get_args(kind):
-                raise ValueError(f"glow.{name} is {getattr(self, name)!r}; it must be one of {get_args(kind)}.")
 
 
 class FlowStep(Step):

@@ -1,23 +1,27 @@
 """One part at work on one batch: forward, send, loss, backward, update."""
 
-from .cuda_graphs import CudaRecorder, Recorded
+from .cuda_graphs import CudaRecorder, RecordedStep
 from .ema import Average
 from .optimizer import NamedParameters, OptimizerName, load_moments, make_optimizer, named_moments
-from .pipeline_stage import Carriage, Pipelined
-from .stage import Report, Stage
-from .update import Eager
+from .pipeline_stage import PipelineModule, PipelineStage
+from .report import Report
+from .stage import BaseStage, Stage
+from .training_step import EagerStep
+from .update import Update
 
 __all__ = [
     "Average",
-    "Carriage",
+    "BaseStage",
     "CudaRecorder",
-    "Eager",
+    "EagerStep",
     "NamedParameters",
     "OptimizerName",
-    "Pipelined",
-    "Recorded",
+    "PipelineModule",
+    "PipelineStage",
+    "RecordedStep",
     "Report",
     "Stage",
+    "Update",
     "load_moments",
     "make_optimizer",
     "named_moments",

@@ -1,15 +1,15 @@
 """Numbers that a device has computed, read by the host later.
 
 `Tensor.item()` makes the host wait until the device has done all that it was ever given, so that it has nothing to do
-while the next batch is prepared. Here the copy to the host is queued behind the computation, and whoever reads a few
-batches later waits for nothing.
+while the next batch is prepared. Here the copy to the host is queued behind the computation, and a reader that
+comes a few batches later does not wait.
 """
 
 import torch
 from torch import Tensor
 
 
-class Late:
+class AsyncScalars:
     """A few numbers on their way to the host.
 
     Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..flow import Packet
 from .optimizer import allow_recording, can_skip, keep_lr_on_device
-from .update import Work
+from .training_step import TrainingStep
 
 WARM_UP = 3
 Result = TypeVar("Result")
@@ -66,47 +66,47 @@ class CudaRecorder:
         return graph.replay, result
 
 
-class Recorded:
-    """Work that is done as it comes `WARM_UP` times, and then replayed.
+class RecordedStep:
+    """A training step that is computed kernel by kernel `WARM_UP` times, and then recorded and replayed.
 
     Parameters, moments and averages stay where they are from then on, and must do so.
 
     Args:
-        work: of tensors alone, so its optimizer must be able to skip (`can_skip`).
-        optimizer: of that work; its learning rate becomes a number on its device.
+        step: of tensors alone, so its optimizer must be able to skip (`can_skip`).
+        optimizer: that the step uses; its learning rate becomes a number on its device.
         recorder: for its device.
     """
 
-    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+    def __init__(self, step: TrainingStep, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
         assert can_skip(optimizer), "the host would have to look at every gradient"
         keep_lr_on_device(optimizer)
-        self._work, self._optimizer, self._recorder = work, optimizer, recorder
+        self._step, self._optimizer, self._recorder = step, optimizer, recorder
         self._learned = 0
         self._replay_forward: Callable[[], None] | None = None
 
-    def forward(self, given: Packet) -> tuple[Packet, Tensor]:
-        """As `work`; what it returns is valid until it is called again."""
+    def forward(self, packet: Packet) -> tuple[Packet, Tensor]:
+        """As of the step; what it returns is valid until it is called again."""
         if self._replay_forward is None and self._learned >= WARM_UP and torch.is_grad_enabled():
-            self._record(given)
+            self._record(packet)
         if self._replay_forward is None:
-            return self._recorder.aside(lambda: self._work.forward(given))
-        for place, tensor in zip(self._given, given, strict=True):
-            place.copy_(tensor)
+            return self._recorder.aside(lambda: self._step.forward(packet))
+        for recorded, tensor in zip(self._packet, packet, strict=True):
+            recorded.copy_(tensor)
         self._replay_forward()
         return self._forwarded
 
     def update(self, nll: Tensor) -> tuple[Tensor, Tensor]:
-        """As `work`, from what `forward` returned last."""
+        """As of the step, from what `forward` returned last."""
         if self._replay_forward is None:
             self._learned += 1
-            return self._recorder.aside(lambda: self._work.update(nll))
+            return self._recorder.aside(lambda: self._step.update(nll))
         assert nll is self._forwarded[1]
         self._replay_update()
         return self._updated
 
     def _record(self, like: Packet) -> None:
-        self._given = Packet(torch.empty_like(like.z), torch.empty_like(like.logp))
+        self._packet = Packet(torch.empty_like(like.z), torch.empty_like(like.logp))
         allow_recording(self._optimizer)
-        replay, self._forwarded = self._recorder.record(lambda: self._work.forward(self._given))
-        self._replay_update, self._updated = self._recorder.record(lambda: self._work.update(self._forwarded[1]))
+        replay, self._forwarded = self._recorder.record(lambda: self._step.forward(self._packet))
+        self._replay_update, self._updated = self._recorder.record(lambda: self._step.update(self._forwarded[1]))
         self._replay_forward = replay

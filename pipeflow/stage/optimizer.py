@@ -60,7 +60,7 @@ def keep_lr_on_device(optimizer: torch.optim.Optimizer) -> None:
 
 
 def allow_recording(optimizer: torch.optim.Optimizer) -> None:
-    """Says to PyTorch that the steps to come are recorded; one that was told so and is not complains."""
+    """Marks the optimizer as capturable; call it right before capture: PyTorch warns about a marked one that steps."""
     for group in optimizer.param_groups:
         group["capturable"] = True
 
@@ -79,7 +79,7 @@ def can_skip(optimizer: torch.optim.Optimizer) -> bool:
 def skip_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """Lets a fused optimizer's next step change nothing, its count of steps neither, if `bad` (a scalar) is true.
 
-    This is the door that `torch.amp.GradScaler` uses.
+    This is the attribute that `torch.amp.GradScaler` uses.
     """
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
 

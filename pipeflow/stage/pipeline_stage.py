@@ -13,35 +13,24 @@ from torch import Tensor, nn
 from ..distributed import Engine
 from ..flow import Packet
 from ..model import Truncated
-from .async_scalars import Late
-from .ema import Average
+from .async_scalars import AsyncScalars
 from .optimizer import NamedParameters
-from .stage import Learner, Report
+from .report import Report
+from .stage import BaseStage
 from .update import Update
 
 
-class Pipelined(Learner):
+class PipelineStage(BaseStage):
     """Consecutive parts of the model, trained end to end with those of the other processes.
 
     Args:
         engine: carries batches forward and gradients back.
-        named, optimizer, lr, warmup_steps, clip, average: as of every learner; the norm that is clipped is the whole
-            model's.
+        update: of the parameters of this process; the norm that it clips by is the whole model's.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        named: NamedParameters,
-        optimizer: torch.optim.Optimizer,
-        lr: float,
-        warmup_steps: int,
-        clip: float | None,
-        average: Average | None = None,
-    ) -> None:
-        super().__init__(named, optimizer, lr, warmup_steps, average)
+    def __init__(self, engine: Engine, update: Update) -> None:
+        super().__init__(update)
         self.engine = engine
-        self._update = Update(named, optimizer, clip, self.average)
 
     def tick(self, learn: bool = True) -> Report:
         """One batch, one update, or in all processes none; its figures are those of the whole batch, in all of them.
@@ -49,52 +38,54 @@ class Pipelined(Learner):
         Waiting is all that is neither this process's own passes nor its update: the bubble, and links.
         """
         assert learn, "end to end, all parts learn"
-        start, computed = time.perf_counter(), self.engine.seconds
-        given = self.inbox.recv() if self.engine.first else None
-        self.optimizer.zero_grad()
-        began = time.perf_counter()
-        loss = self.engine.run(given)
-        norm, loss = self.engine.settle(self._update.gradients(), loss)
-        settled = time.perf_counter()
+        started, computed_s = time.perf_counter(), self.engine.seconds
+        packet = self.inbox.recv() if self.engine.first else None
+        self.update.optimizer.zero_grad()
+        ready = time.perf_counter()
+        loss = self.engine.run(packet)
+        norm, loss = self.engine.settle(self.update.gradients(), loss)
+        wait_s = time.perf_counter() - ready - (self.engine.seconds - computed_s)
         finite = norm.isfinite()
-        self.begin_update()
-        self._update(norm, finite)
-        waited = settled - began - (self.engine.seconds - computed)
+        self.update.begin()
+        self.update(norm, finite)
         return Report(
             learn=True,
-            wait_s=waited,
+            figures=AsyncScalars(loss, finite),
+            wait_s=wait_s,
             send_s=0.0,
-            compute_s=time.perf_counter() - start - waited,
             in_flight=0,
-            figures=Late(loss, finite),
+            compute_s=time.perf_counter() - started - wait_s,
         )
 
 
-class Carriage(nn.Module):
+class PipelineModule(nn.Module):
     """Consecutive parts as a pipeline's stage: tensors in, tensors out, at the end of the flow nll (B,).
 
     Args:
-        pieces: the parts; of their priors only the model's own takes part.
+        slices: the parts; of their priors only the model's own takes part.
         last: whether the flow ends here.
+
+    Attributes:
+        events: shape of a latent that enters, and of one that leaves.
     """
 
-    def __init__(self, pieces: list[Truncated], last: bool) -> None:
+    def __init__(self, slices: list[Truncated], last: bool) -> None:
         super().__init__()
-        self.pieces, self.last = pieces, last
-        self.events = pieces[0].part.event_in, pieces[-1].part.event_out
-        self.registered = nn.ModuleList(pieces)  # a list by itself has no parameters for PyTorch
+        self.slices, self.last = slices, last
+        self.events = slices[0].part.event_in, slices[-1].part.event_out
+        self.registered = nn.ModuleList(slices)  # a list by itself has no parameters for PyTorch
 
     def forward(self, z: Tensor, logp: Tensor) -> Any:
         packet = Packet(_Contiguous.apply(z), _Contiguous.apply(logp))
-        for piece in self.pieces:
-            packet = piece.part(packet)
+        for truncated in self.slices:
+            packet = truncated.part(packet)
         if self.last:
-            return self.pieces[-1].nll(packet)
+            return self.slices[-1].nll(packet)
         return tuple(_Contiguous.apply(tensor) for tensor in packet)
 
     def named_global_parameters(self) -> NamedParameters:
         """(global name, parameter) of all that learn end to end, in the order of the model."""
-        named = [pair for piece in self.pieces for pair in piece.named_global_parameters()]
+        named = [pair for truncated in self.slices for pair in truncated.named_global_parameters()]
         return [(name, parameter) for name, parameter in named if not name.startswith("provisional.")]
 
 

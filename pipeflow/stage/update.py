@@ -1,34 +1,14 @@
-"""What a device does with a batch: the forward pass, then loss, backward pass and update.
-
-A device runs behind its host as long as nobody asks it for a number. So what the host decides (whether a part learns,
-its learning rate) is decided outside, by the stage; in here are tensors alone, and the same kernels for every batch,
-which is also what can be recorded (cuda_graphs.py).
-"""
-
-from typing import Protocol
+"""From a gradient to new weights: warm up, clip, skip what is not finite, step, average."""
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import whole
-from ..flow import Packet
-from ..model import Truncated, bits_per_dim
 from .ema import Average
-from .optimizer import NamedParameters, can_skip, skip_if
-
-
-class Work(Protocol):
-    """The two halves of a batch; between them the packet leaves."""
-
-    def forward(self, given: Packet) -> tuple[Packet, Tensor]:
-        """What enters the part → what leaves it, and the negative log-likelihoods, (B,) nats."""
-
-    def update(self, nll: Tensor) -> tuple[Tensor, Tensor]:
-        """From what `forward` returned: the loss, bits/dim, and whether it and the gradient were finite; scalars."""
+from .optimizer import NamedParameters, can_skip, named_moments, set_lr, skip_if
 
 
 class Update:
-    """What is done with a gradient once it is there: clip, skip, step, average.
+    """What is done with a gradient once it is there.
 
     An update whose loss or gradient is not finite is skipped: by the device, where the optimizer can (`can_skip`); else
     by the host, which then waits for the gradient.
@@ -36,15 +16,37 @@ class Update:
     Args:
         named: (global name, parameter) of all that learn.
         optimizer: of these parameters.
+        lr: learning rate after warm-up.
+        warmup_steps: updates over which the learning rate rises linearly.
         clip: largest norm of the gradient; None for no clipping.
-        average: of the weights.
+        average: of the weights; none by default.
+        attempts: updates before now, skipped ones included.
     """
 
     def __init__(
-        self, named: NamedParameters, optimizer: torch.optim.Optimizer, clip: float | None, average: Average
+        self,
+        named: NamedParameters,
+        optimizer: torch.optim.Optimizer,
+        lr: float,
+        warmup_steps: int = 0,
+        clip: float | None = None,
+        average: Average | None = None,
+        attempts: int = 0,
     ) -> None:
+        self.named, self.optimizer = named, optimizer
+        self.lr, self.warmup_steps, self.clip = lr, warmup_steps, clip
+        self.average = average or Average(named, None, {})
+        self.attempts = attempts
         self._parameters = [parameter for _, parameter in named]
-        self._optimizer, self._clip, self._average = optimizer, clip, average
+
+    def begin(self) -> None:
+        """Sets the learning rate of the update that comes now, skipped or not."""
+        self.attempts += 1
+        set_lr(self.optimizer, self.lr * min(1.0, self.attempts / max(1, self.warmup_steps)))
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's state, as "<slot>/<global name>" → tensor."""
+        return named_moments(self.optimizer, self.named)
 
     def gradients(self) -> list[Tensor]:
         """Of all parameters that have one."""
@@ -57,53 +59,12 @@ class Update:
             norm: of the gradient, a scalar, as clipping understands it.
             finite: a scalar, whether the loss and the gradient were finite.
         """
-        late = can_skip(self._optimizer)
-        if not late and not finite:
+        device_skips = can_skip(self.optimizer)
+        if not device_skips and not finite:
             return
-        if self._clip is not None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
-        if late:
-            skip_if(self._optimizer, ~finite)
-        self._optimizer.step()
-        self._average.update(finite if late else None)
-
-
-class Eager:
-    """Kernel by kernel.
-
-    Args:
-        truncated: the part with its prior.
-        optimizer: of the part's parameters.
-        clip: largest norm of the part's gradient; None for no clipping.
-        dims: dimensions of an image, for bits/dim.
-        average: of the part's weights.
-
-    Attributes:
-        model: `truncated`, or what it is wrapped in for several processes.
-    """
-
-    def __init__(
-        self, truncated: Truncated, optimizer: torch.optim.Optimizer, clip: float | None, dims: int, average: Average
-    ) -> None:
-        self.model: nn.Module = truncated
-        self._optimizer, self._dims = optimizer, dims
-        self._update = Update(truncated.named_global_parameters(), optimizer, clip, average)
-
-    def forward(self, given: Packet) -> tuple[Packet, Tensor]:
-        """The part and its prior."""
-        packet, nll = self.model(given)
-        return packet, nll
-
-    def update(self, nll: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, backward pass and one optimizer step, unless it is skipped.
-
-        With several processes on one model the skip is unanimous: a bad loss enters the backward pass as NaN, and
-        averaging spreads it.
-        """
-        loss = bits_per_dim(nll, self._dims).mean()
-        self._optimizer.zero_grad()
-        torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
-        norm = nn.utils.get_total_norm(self._update.gradients())
-        finite = whole(norm).isfinite()
-        self._update(norm, finite)
-        return loss, finite
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
+        if device_skips:
+            skip_if(self.optimizer, ~finite)
+        self.optimizer.step()
+        self.average.update(finite if device_skips else None)

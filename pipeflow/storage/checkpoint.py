@@ -18,12 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from ..settings import AtLeast1, settings
 from .atomic import sync_folder, write_whole
 from .manifest import Manifest, manifest_file, manifest_json
 from .manifest import read_manifest as read_manifest
 from .run_directory import RunDirectory
 
 
+@settings("checkpoint")
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When a run is saved, besides the end of every phase.
@@ -33,14 +35,8 @@ class CheckpointConfig:
         keep: how many of the newest stay; the best by test bits/dim stays as well.
     """
 
-    every: int | None = 1000
-    keep: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("every", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"checkpoint.{name} is {value}; it must be at least 1.")
+    every: AtLeast1 | None = 1000
+    keep: AtLeast1 = 3
 
 
 def write_part(partial: Path, part: int, tensors: dict[str, Tensor]) -> tuple[str, str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
-from ..distributed import Stop, World, everywhere, on_rank_0, open_world, say
+from ..distributed import Stop, World, everywhere, intra_op_threads, on_rank_0, open_world, say
 from ..errors import StopRequested
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, set_tensor_cores, steps_of
 from ..planning import balanced_cut, flow_step_costs, measure_steps, read_plan
@@ -30,6 +30,8 @@ def fit(
     data: Splits | None = None,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves, in as many processes as the environment describes.
+
+    It computes with `parallel.threads` threads, and gives the caller's number back at its end.
 
     Args:
         config: the settings; all processes must have the same.
@@ -52,7 +54,8 @@ def fit(
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
     try:
-        return _run(world, config, resume, flow, data)
+        with intra_op_threads(config.parallel.threads):
+            return _run(world, config, resume, flow, data)
     finally:
         release(Path(config.run_dir))
 

@@ -23,17 +23,17 @@ from ..flow import Packet
 from ..model import NAMES, Drift, Truncated, bits_per_dim, make_passage
 from ..stage import (
     Average,
-    Carriage,
     CudaRecorder,
-    Eager,
+    EagerStep,
     NamedParameters,
-    Pipelined,
-    Recorded,
+    PipelineModule,
+    PipelineStage,
+    RecordedStep,
     Report,
     Stage,
+    Update,
     load_moments,
     make_optimizer,
-    named_moments,
 )
 from ..storage import Stream, largest
 from ..stream import Discard, Ends, close
@@ -118,7 +118,7 @@ class Phase:
             stopped = self._train(segment, check)
             self._train_s += time.perf_counter() - began
             for stage in self._stages.values():
-                moments, averages = named_moments(stage.optimizer, stage.named), stage.average.values
+                moments, averages = stage.update.moments(), stage.update.average.values
                 if self.sharded:
                     take_back(state, moments, averages)
                 else:
@@ -216,7 +216,7 @@ class Phase:
         batch, wire = data.batch // world.grid.replicas, state.config.parallel.wire
         return state.chain.lay(head, batch, segment.steps, max(segment.learners), done, wire)
 
-    def _make_stages(self) -> Mapping[int, Stage | Pipelined]:
+    def _make_stages(self) -> Mapping[int, Stage | PipelineStage]:
         if self.pipelined:
             return {0: self._pipelined_stage()}
         return {0: self._whole_stage()} if self.joined else {part: self._stage(part) for part in self.state.world.mine}
@@ -237,64 +237,58 @@ class Phase:
         world = self.state.world
         alone = world.size == 1 if self.joined else world.grid.replicas == 1
         if self.state.config.cuda_graphs and alone:
-            stage.work = Recorded(stage.work, stage.optimizer, CudaRecorder(world.device))
+            stage.step = RecordedStep(stage.step, stage.update.optimizer, CudaRecorder(world.device))
         return stage
 
-    def _pipelined_stage(self) -> Pipelined:
-        state, config, grid = self.state, self.config, self.state.world.grid
+    def _pipelined_stage(self) -> PipelineStage:
+        state, grid = self.state, self.state.world.grid
         pieces = [state.slices[part] for part in state.world.mine]
         for piece in pieces:
             piece.part.passage = make_passage(state.config.activations, state.config.compile)
         images = state.config.data.batch // grid.replicas
         pieces_of_batch = micro_batches(state.config.end_to_end.micro_batches, images, grid.stages)
-        carriage = Carriage(pieces, pieces[-1].prior_name == "prior")
+        module = PipelineModule(pieces, pieces[-1].prior_name == "prior")
         engine = Engine(
             state.world,
-            carriage,
-            carriage.events,
+            module,
+            module.events,
             partial(bits_per_dim, dims=state.pixels.dims),
             images,
             pieces_of_batch,
         )
-        named = carriage.named_global_parameters()
-        optimizer, average = self._optimizer(named, 0)
-        stage = Pipelined(engine, named, optimizer, config.lr_of(0), config.warmup_steps, config.clip, average)
-        stage.attempts = lessons(self.plan, 0, state.step - self.begin)
-        return stage
+        return PipelineStage(engine, self._update(module.named_global_parameters(), 0))
 
-    def _optimizer(self, named: NamedParameters, place: int) -> tuple[torch.optim.Optimizer, Average]:
-        """An optimizer and an average that go on from the run's."""
+    def _update(self, named: NamedParameters, place: int) -> Update:
+        """An update that goes on from the run's moments and averages."""
         state, config = self.state, self.config
         optimizer = make_optimizer(config.optimizer, named, config.lr_of(place), config.weight_decay)
         load_moments(optimizer, named, state.moments)
-        return optimizer, Average(named, state.config.ema, state.averages)
+        average = Average(named, state.config.ema, state.averages)
+        attempts = lessons(self.plan, place, state.step - self.begin)
+        return Update(named, optimizer, config.lr_of(place), config.warmup_steps, config.clip, average, attempts)
 
     def _averaged(self, stage: Stage, wrap: Callable[[nn.Module], nn.Module]) -> Stage:
         """DDP lays out its buckets after its first backward pass: one is thrown away.
 
         So every step of the run, resumed or not, adds its gradients up in the same order.
         """
-        work = stage.work
-        assert isinstance(work, Eager)
-        if (wrapped := wrap(work.model)) is work.model:
+        step = stage.step
+        assert isinstance(step, EagerStep)
+        if (wrapped := wrap(step.model)) is step.model:
             return stage
-        work.model = wrapped
+        step.model = wrapped
         device = self.state.world.device
         blank = Packet(torch.zeros(1, *stage.truncated.part.event_in, device=device), torch.zeros(1, device=device))
         with self.state.world.pulse.waiting(EVERYONE):
             wrapped(blank)[1].mean().backward()
-        stage.optimizer.zero_grad()
+        stage.update.optimizer.zero_grad()
         return stage
 
     def _make_stage(self, truncated: Truncated, place: int) -> Stage:
-        config, state = self.config, self.state
-        lr = config.lr_of(place)
+        state = self.state
         drift = Drift() if state.config.activations == "invert" else None
         truncated.part.passage = make_passage(state.config.activations, state.config.compile, drift)
-        optimizer, average = self._optimizer(truncated.named_global_parameters(), place)
-        stage = Stage(truncated, optimizer, lr, config.warmup_steps, config.clip, state.pixels.dims, average, drift)
-        stage.attempts = lessons(self.plan, place, state.step - self.begin)
-        return stage
+        return Stage(truncated, self._update(truncated.named_global_parameters(), place), state.pixels.dims, drift)
 
     def _record(self, left: int) -> None:
         """Reads the reports of all batches but the newest `left`."""

@@ -16,7 +16,7 @@ PHASES = ["--phases", "[{schedule: simultaneous, steps: 6}, {schedule: end_to_en
 def torchrun(processes, *words, cwd, timeout=240):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [*command, "-m", "pipeflow.train", "--", *words], cwd=cwd, capture_output=True, text=True, timeout=timeout
+        [*command, "-m", "pipeflow.train", *words], cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
 
 

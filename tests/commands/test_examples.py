@@ -31,7 +31,6 @@ def example(name, *words, cwd, two=False):
         sys.executable,
         *(TORCHRUN if two else []),
         str(EXAMPLES / f"{name}.py"),
-        *(["--"] if two else []),
         *words,
     ]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)

@@ -12,7 +12,7 @@ from torch import nn
 from pipeflow.config import Config, EndToEndConfig, PhaseConfig
 from pipeflow.distributed import ParallelConfig, open_world
 from pipeflow.model.part import Part
-from pipeflow.stage import Pipelined
+from pipeflow.stage import PipelineStage
 from pipeflow.storage.checkpoint import load
 from pipeflow.training import fit
 from pipeflow.training.phase import Phase
@@ -208,7 +208,7 @@ def test_all_processes_skip_an_update_that_is_bad_in_one(tmp_path):
 def held(init_method: str, config: Config, resume: Path | None) -> tuple[int, int, set[str], set[str]]:
     """How many parameters live in this process while it trains, at most; how many the model has; whose moments."""
     most, known = [0], []
-    tick, begin = Pipelined.tick, Phase.run
+    tick, begin = PipelineStage.tick, Phase.run
 
     def counted(self, learn=True):
         report = tick(self, learn)
@@ -223,7 +223,7 @@ def held(init_method: str, config: Config, resume: Path | None) -> tuple[int, in
         known[:] = [state.parameters, {key.split("/", 1)[1] for key in state.moments}, own]
         return begin(self, *given)
 
-    Pipelined.tick, Phase.run = counted, begun
+    PipelineStage.tick, Phase.run = counted, begun
     fit_in(init_method, config, resume)
     return most[0], *known
 

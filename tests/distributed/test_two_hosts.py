@@ -40,7 +40,7 @@ class Run:
         self.files = [directory / f"{name}-{number}" for number in (1, 2)]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
         meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint={hosts[0].address}:29400", f"--rdzv_id={name}"]
-        train = ["-m", "pipeflow.train", "--", "--run_dir", str(self.run), *WORDS, *words]
+        train = ["-m", "pipeflow.train", "--run_dir", str(self.run), *WORDS, *words]
         self.agents = []
         for number, (host, file) in enumerate(zip(hosts, self.files, strict=True)):
             where = [f"--rdzv_conf=is_host={int(number == 0)}", f"--local-addr={host.address}"]

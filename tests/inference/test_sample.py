@@ -338,9 +338,9 @@ def main_in(init_method, words):
 
 def test_the_command_under_torchrun(run, tmp_path, capsys):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    words = [str(run), "--n", "5", "--temperature", "0.6", "0.9", "--device", "cpu", "--out"]
+    words = [str(run), "--images", "5", "--temperature", "0.6", "0.9", "--device", "cpu", "--out"]
     done = subprocess.run(
-        [*torchrun, "-m", "pipeflow.sample", "--", *words, "three.png"],
+        [*torchrun, "-m", "pipeflow.sample", *words, "three.png"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

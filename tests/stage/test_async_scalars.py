@@ -15,8 +15,8 @@ from pipeflow.config import Config, PhaseConfig
 from pipeflow.flow import Packet, StandardNormal, Step
 from pipeflow.model import Truncated
 from pipeflow.model.part import Part
-from pipeflow.stage import Average, Stage, load_moments, make_optimizer, named_moments
-from pipeflow.stage.async_scalars import Late
+from pipeflow.stage import Average, Stage, Update, load_moments, make_optimizer
+from pipeflow.stage.async_scalars import AsyncScalars
 from pipeflow.stage.optimizer import can_skip
 from pipeflow.stream import Discard
 from pipeflow.training.phase import Phase
@@ -51,7 +51,7 @@ def make_stage(fused, bad=(), name="adam", ema=0.9):
     truncated = Truncated(Part({0: Scale()}, (8,)), StandardNormal((8,)), "prior")
     named = truncated.named_global_parameters()
     optimizer = make_optimizer(name, named, 0.1, fused=fused)
-    stage = Stage(truncated, optimizer, 0.1, 3, 1.0, 8, Average(named, ema, {}))
+    stage = Stage(truncated, Update(named, optimizer, 0.1, 3, 1.0, Average(named, ema, {})), 8)
     stage.connect(Poisoned(bad), Discard())
     return stage
 
@@ -60,13 +60,13 @@ def make_stage(fused, bad=(), name="adam", ema=0.9):
 def test_the_device_skips_what_the_host_would_skip(name):
     bad = (2, 4, 5)
     looking, going_on = make_stage(False, bad, name), make_stage(True, bad, name)
-    assert not can_skip(looking.optimizer) and can_skip(going_on.optimizer)
+    assert not can_skip(looking.update.optimizer) and can_skip(going_on.update.optimizer)
     for number in range(1, 8):
         before = going_on.truncated.part.steps["0"].log_scale.clone()
         expected, found = looking.tick(), going_on.tick()
         assert (expected.updated, expected.bad) == (found.updated, found.bad) == (number not in bad, number in bad)
         assert torch.equal(before, going_on.truncated.part.steps["0"].log_scale) is (number in bad)
-    slots = [named_moments(stage.optimizer, stage.named) | stage.average.values for stage in (looking, going_on)]
+    slots = [stage.update.moments() | stage.update.average.values for stage in (looking, going_on)]
     assert slots[0].keys() == slots[1].keys()
     for key, value in slots[0].items():
         torch.testing.assert_close(slots[1][key], value, rtol=1e-5, atol=1e-6, msg=key)
@@ -77,12 +77,12 @@ def test_moments_go_from_one_kind_to_the_other():
     one = make_stage(True)
     for _ in range(3):
         one.tick()
-    moments = named_moments(one.optimizer, one.named)
+    moments = one.update.moments()
     for fused in (False, True):
         other = make_stage(fused)
-        load_moments(other.optimizer, other.named, moments)
+        load_moments(other.update.optimizer, other.update.named, moments)
         assert other.tick().updated
-        assert named_moments(other.optimizer, other.named)["step/steps.0.log_scale"] == 4
+        assert other.update.moments()["step/steps.0.log_scale"] == 4
 
 
 def test_adamax_is_never_fused():
@@ -92,7 +92,7 @@ def test_adamax_is_never_fused():
 
 def test_numbers_are_read_as_they_were():
     source = torch.tensor(1.5)
-    late = Late(source, torch.tensor(True))
+    late = AsyncScalars(source, torch.tensor(True))
     source.fill_(7)
     assert late.read() == [1.5, 1.0] == late.read()
 

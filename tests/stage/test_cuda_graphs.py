@@ -17,7 +17,7 @@ from pipeflow.config import Config, PhaseConfig
 from pipeflow.flow import Packet
 from pipeflow.model import Drift, GlowConfig, glow_steps, make_passage
 from pipeflow.model.truncated import truncate
-from pipeflow.stage import Average, CudaRecorder, Eager, Recorded, Stage, make_optimizer, named_moments
+from pipeflow.stage import Average, CudaRecorder, EagerStep, RecordedStep, Stage, Update, make_optimizer
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.storage.checkpoint import load
 from pipeflow.stream import Discard
@@ -66,7 +66,7 @@ def make_stage(device, activations="keep", name="adam", fused=True):
     whole.part.passage = make_passage(activations, drift=drift)
     named = whole.named_global_parameters()
     optimizer = make_optimizer(name, named, 2.0**-7, weight_decay=0.1, fused=fused)
-    stage = Stage(whole, optimizer, 2.0**-7, 8, 0.5, 64, Average(named, 0.75, {}), drift)
+    stage = Stage(whole, Update(named, optimizer, 2.0**-7, 8, 0.5, Average(named, 0.75, {})), 64, drift)
     stage.connect(Images(device), Kept())
     return stage
 
@@ -77,7 +77,7 @@ def recorder_of(device):
 
 def held(stage):
     """Weights, moments and averages, as they are now."""
-    found = dict(stage.named) | named_moments(stage.optimizer, stage.named) | stage.average.values
+    found = dict(stage.update.named) | stage.update.moments() | stage.update.average.values
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
@@ -85,7 +85,7 @@ def held(stage):
 def test_replayed_steps_are_steps(device, activations, name):
     """Bad batches before and after the recording, and batches that the part only hands on, in between."""
     plain, replayed = make_stage(device, activations, name), make_stage(device, activations, name)
-    replayed.work = Recorded(replayed.work, replayed.optimizer, recorder_of(device))
+    replayed.step = RecordedStep(replayed.step, replayed.update.optimizer, recorder_of(device))
     same = torch.equal if device.type == "cpu" else partial(torch.allclose, rtol=1e-4, atol=1e-5, equal_nan=True)
     for number in range(1, TICKS + 1):
         learn = number not in (4, 10)
@@ -104,7 +104,7 @@ def test_replayed_steps_are_steps(device, activations, name):
         assert number in BAD or all(same(*pair) for pair in sent)
     if device.type == "cpu":
         # Learned from before the recording: WARM_UP batches, and one that was only handed on.
-        recorder = replayed.work._recorder
+        recorder = replayed.step._recorder
         assert recorder.recorded == 2
         assert recorder.replays == 2 * (TICKS - WARM_UP - 1) - 1
 
@@ -113,10 +113,10 @@ def test_a_host_that_looks_cannot_be_recorded():
     """The tape sees it: the check that the tests above rest on."""
     stage = make_stage(torch.device("cpu"), fused=False)
     with pytest.raises(AssertionError, match="the host would have to look"):
-        Recorded(stage.work, stage.optimizer, TapeRecorder())
-    _, nll = stage.work.forward(stage.inbox.recv())
+        RecordedStep(stage.step, stage.update.optimizer, TapeRecorder())
+    _, nll = stage.step.forward(stage.inbox.recv())
     with pytest.raises(AssertionError, match="the host reads what the device computes"):
-        TapeRecorder().record(lambda: stage.work.update(nll))
+        TapeRecorder().record(lambda: stage.step.update(nll))
 
 
 class OnDevice(TorchDispatchMode):
@@ -141,12 +141,12 @@ def test_nothing_that_learning_needs_is_on_the_host(activations, variant):
     named = whole.named_global_parameters()
     optimizer = make_optimizer("adam", named, 1e-3, fused=True)
     optimizer.step = lambda: None
-    work = Eager(whole, optimizer, 1.0, 64, average := Average(named, 0.9, {}))
+    step = EagerStep(whole, Update(named, optimizer, 1e-3, 0, 1.0, average := Average(named, 0.9, {})), 64)
     average.update()
     given = Packet(torch.zeros(6, *IMAGE, device="meta"), torch.zeros(6, device="meta"))
     with OnDevice() as asked:
-        _, nll = work.forward(given)
-        loss, finite = work.update(nll)
+        _, nll = step.forward(given)
+        loss, finite = step.update(nll)
     assert loss.device.type == finite.device.type == "meta" and asked.seen > 100
 
 
@@ -168,7 +168,7 @@ def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
 
     def recorded(self, stage):
         recorders.append(TapeRecorder())
-        stage.work = Recorded(stage.work, stage.optimizer, recorders[-1])
+        stage.step = RecordedStep(stage.step, stage.update.optimizer, recorders[-1])
         return stage
 
     monkeypatch.setattr(Phase, "_recorded", recorded)

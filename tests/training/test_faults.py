@@ -137,11 +137,11 @@ def disk_full(scene: Scene) -> None:
 
 def bad_losses(scene: Scene) -> None:
     """From the scene on, every loss of this process's first part is not a number."""
-    from pipeflow.stage import Eager
+    from pipeflow.stage import EagerStep
 
     def spoil() -> None:
-        update = Eager.update
-        Eager.update = lambda self, nll: update(self, nll * float("nan"))  # type: ignore[method-assign]
+        update = EagerStep.update
+        EagerStep.update = lambda self, nll: update(self, nll * float("nan"))  # type: ignore[method-assign]
 
     at_the_batch(scene, spoil)
 

@@ -28,7 +28,7 @@ def start(run, *options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [*command, "-m", "pipeflow.train", "--", "--run_dir", str(run), *WORDS], stdout=pipe, stderr=pipe, text=True
+        [*command, "-m", "pipeflow.train", "--run_dir", str(run), *WORDS], stdout=pipe, stderr=pipe, text=True
     )
 
 
@@ -103,9 +103,7 @@ def test_a_request_to_stop_saves_the_run(undisturbed, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode != 0, "without --resume a run is never written over"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    subprocess.run(
-        [*command, "-m", "pipeflow.train", "--", "--run_dir", run, "--resume", "auto"], check=True, timeout=300
-    )
+    subprocess.run([*command, "-m", "pipeflow.train", "--run_dir", run, "--resume", "auto"], check=True, timeout=300)
     assert_same_bits(run, undisturbed)
 
 

@@ -1,0 +1,75 @@
+"""YAML text → plain values, and back.
+
+PyYAML reads 1e-3 as a word, takes the second of two settings of one name without a sign, and repeats what an anchor
+names as often as it is named. Tags, which name code, are refused by its safe loader.
+"""
+
+import json
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MOST = 1_000_000  # characters of the settings of a run; some kilobytes are usual
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts words in quotes that `_Loader` would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _number = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _number, list("-+.0123456789"))
+
+
+def read_text(text: str) -> Any:
+    """Plain values; a yaml.YAMLError where it is no YAML, or holds tags."""
+    try:
+        return yaml.load(text, _Loader)
+    except (RecursionError, ValueError) as error:  # lists in lists without end; a date such as 2024-99-99
+        raise yaml.YAMLError(str(error)) from error
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """The names and values in a file of settings.
+
+    Raises:
+        ValueError: there is no such file, or something else is in it.
+    """
+    try:
+        found = read_text(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} is no file that can be read; --config takes the name of a YAML file.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        found = " ".join(str(error).split())
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is no YAML file of settings ({found}); it must hold names and values, such as `seed: 1`."
+        )
+    return found
+
+
+def as_text(values: dict[str, Any]) -> str:
+    """As a file that `read_file` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """For the checks; a date is a word. A ValueError where anchors repeat each other until nothing can hold them."""
+    pieces, size = [], 0
+    for piece in json.JSONEncoder(default=str).iterencode(values):
+        pieces.append(piece)
+        size += len(piece)
+        if size > _MOST:
+            raise ValueError(f"The settings are longer than {_MOST} characters; leave out anchors that repeat others.")
+    return "".join(pieces)
