@@ -50,59 +50,38 @@ class Trained(Source):
         return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.data_space)
 
 
-def locate(path: str | Path) -> Source:
+def locate(path: str | Path, verify: bool = True) -> Source:
     """Finds the newest undamaged checkpoint of a run, or takes the checkpoint that `path` is.
 
     Args:
         path: a run directory, or `RUN/checkpoints/step-<n>`.
+        verify: compare all files with their checksums; else only the manifest is read.
 
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    directory: Path | None = Path(path)
     if (Path(path) / "manifest.json").exists():
-        checkpoint.verify(Path(path))
-    else:
-        directory, wrong = checkpoint.newest(Path(path))
-        if directory is None:
-            raise ValueError(f"{path} holds no checkpoint. {' '.join(wrong)}".strip())
-    assert directory
-    return source_of(directory)
+        return _source(Path(path), verify)
+    wrong = ""
+    for step in reversed(checkpoint.steps_saved(Path(path))):
+        try:
+            return _source(RunDirectory(Path(path)).checkpoint(step), verify)
+        except ValueError as error:
+            wrong += f" {error}"
+    raise ValueError(f"{path} holds no checkpoint.{wrong}")
 
 
 def locate_together(world: World, path: str | Path) -> Source:
     """Like `locate`, in every process: rank 0 looks for the checkpoint and verifies its files, and tells the others."""
-    return source_of(Path(on_rank_0(world, lambda: str(locate(path).directory))))
+    return locate(on_rank_0(world, lambda: str(locate(path).directory)), verify=False)
 
 
-def source_of(directory: Path) -> Source:
-    """Reads what a checkpoint says of itself, without its tensors.
-
-    Raises:
-        ValueError: there is no manifest, or it is damaged.
-    """
-    manifest = checkpoint.read_manifest(directory)
+def _source(directory: Path, verify: bool) -> Source:
+    manifest = (checkpoint.verify if verify else checkpoint.read_manifest)(directory)
     try:
         return Source(directory, manifest, from_dict(manifest.config))
     except ValueError as error:
         raise ValueError(f"The settings in {directory} are damaged: {error}") from error
-
-
-def newest_settings(path: str | Path) -> Config:
-    """The settings of a run's newest checkpoint, or of a checkpoint, whose tensors are not looked at.
-
-    Raises:
-        ValueError: there is no checkpoint with a readable manifest.
-    """
-    run, wrong = Path(path), ""
-    if (run / "manifest.json").exists():
-        return source_of(run).config
-    for step in reversed(checkpoint.steps_saved(run)):
-        try:
-            return source_of(RunDirectory(run).checkpoint(step)).config
-        except ValueError as error:
-            wrong += f" {error}"
-    raise ValueError(f"{path} holds no checkpoint.{wrong}")
 
 
 def read(path: str | Path | Source, flow: Maker | None = None) -> Trained:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
-
-from .run_files import Floats
 
 REPORT_MAKER = "pipeflow.report"  # in every file that a report consists of, so that no other is written over
 DPI = 150
@@ -64,8 +61,3 @@ def colour(number: int) -> Any:
     if number < len(PALETTE):
         return PALETTE[number]
     return matplotlib.colormaps["cividis"](number * 0.381966 % 1)  # the golden section: neighbours differ
-
-
-def at_least_two(values: list[float]) -> Floats:
-    """The values; a single one twice, so that it can be seen as a line or an area."""
-    return np.array(values if len(values) > 1 else values * 2, dtype=np.float64)

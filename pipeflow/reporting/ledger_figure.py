@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import MODEL, Drawing, at_least_two, colour, new_figure
+from .drawing import MODEL, Drawing, colour, new_figure
+from .run_files import Floats
 from .run_history import RunHistory
 
 
@@ -15,19 +16,19 @@ def ledger_figure(history: RunHistory) -> Drawing | None:
         return None
     # Cutting anew changes how many parts there are: what the last cut knows is drawn.
     lines = [line for line in lines if len(line["parts"]) == len(lines[-1]["parts"])]
-    epochs = at_least_two([line["epoch"] for line in lines])
+    epochs = _at_least_two([line["epoch"] for line in lines])
     with new_figure(4.6) as (figure, png):
         axes = figure.subplots()
         above, below = np.zeros(len(epochs)), np.zeros(len(epochs))
         for label, values, look in _entries(lines):
-            height = at_least_two(values)
+            height = _at_least_two(values)
             if not np.any(height):
                 continue
             top, bottom = above + np.maximum(height, 0), below + np.minimum(height, 0)
             axes.fill_between(epochs, above, top, label=label, **look)
             axes.fill_between(epochs, below, bottom, **look)
             above, below = top, bottom
-        bits = at_least_two([line["parts"][-1]["bits_per_dim"] for line in lines])
+        bits = _at_least_two([line["parts"][-1]["bits_per_dim"] for line in lines])
         axes.plot(epochs, bits, color="white", linewidth=4)
         axes.plot(epochs, bits, color=MODEL, linewidth=2, label="their sum: the model")
         axes.axhline(0, color=MODEL, linewidth=0.8)
@@ -56,3 +57,8 @@ def _entries(lines: list[dict[str, Any]]) -> list[tuple[str, list[float], dict[s
         entries.append((f"split priors, part {part + 1}", values, look))
     entries.append(("last prior", [line["parts"][-1]["prior"] for line in lines], {"facecolor": "#8C8C8C"}))
     return entries
+
+
+def _at_least_two(values: list[float]) -> Floats:
+    """The values; a single one twice, so that it can be seen as a line or an area."""
+    return np.array(values if len(values) > 1 else values * 2, dtype=np.float64)

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .drawing import GREY, MODEL, Drawing, colour, new_figure
-from .learning_strip import draw_strip
 from .quantities import byte_unit, duration, time_unit
 from .run_files import Floats, Integers, PartMetrics
 from .run_history import PhaseHistory, RunHistory
@@ -84,7 +83,7 @@ def _loss(
         cut_off = _set_limits(axes, np.concatenate([*smooth, points]))
         axes.set(xlabel=progress.label, ylabel="bits/dim")
         axes.margins(x=0.01)
-        draw_strip(strip, progress.of, streams, phases, parts)
+        _draw_strip(strip, progress, streams, phases, parts)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         caption += " What lies above the frame is cut off." if cut_off else ""
         return Drawing(f"{name}.png", title, caption, png())
@@ -134,6 +133,60 @@ def _scatter(
     x = progress.of(np.array([line["step"] for line in lines], dtype=np.int64))
     axes.scatter(x, bits, zorder=3, edgecolor="white", **look)
     return bits
+
+
+def _draw_strip(
+    strip: Axes,
+    progress: Progress,
+    streams: list[PartMetrics],
+    phases: list[PhaseHistory],
+    parts: int,
+) -> None:
+    """Draws a bar per part wherever it learned, on the horizontal axis of the figure below."""
+    for stream in streams:
+        low, high = (0, parts) if stream.part is None else (stream.part, stream.part + 1)
+        shade = MODEL if stream.part is None else colour(stream.part)
+        for phase in phases:
+            rows = (stream.phase == phase.number) & stream.learn
+            if spans := _spans(stream.step[rows], progress):
+                strip.broken_barh(spans, (low + 0.08, high - low - 0.16), color=shade, linewidth=0)
+    for phase in phases[1:]:
+        strip.axvline(progress.of(np.array([phase.first - 1]))[0], color="white", linewidth=2)
+    strip.set(ylim=(parts, 0), yticks=[])
+    strip.set_ylabel("learns", rotation=0, ha="right", va="center", fontsize=9)
+    strip.tick_params(bottom=False, labelbottom=False)
+    strip.grid(False)
+    for spine in strip.spines.values():
+        spine.set_visible(False)
+    _name_phases(strip, progress, phases)
+
+
+def _spans(step: Integers, progress: Progress) -> list[tuple[float, float]]:
+    """(begin, length) of each run of consecutive steps."""
+    if not len(step):
+        return []
+    breaks = np.flatnonzero(np.diff(step) > 1)
+    first, last = step[np.insert(breaks + 1, 0, 0)] - 1, step[np.append(breaks, len(step) - 1)]
+    begin = progress.of(first)
+    return list(zip(begin, progress.of(last) - begin, strict=True))
+
+
+def _name_phases(strip: Axes, progress: Progress, phases: list[PhaseHistory]) -> None:
+    """Names above the strip; where there is no room, numbers."""
+    low, high = strip.get_xlim()
+    for phase in phases:
+        begin, end = progress.of(np.array([phase.first - 1, phase.last]))
+        letters = (end - begin) / max(high - low, 1e-12) * 60
+        names = (f"{phase.number}: {phase.name}", str(phase.number))
+        strip.annotate(
+            next((name for name in names if len(name) < letters), ""),
+            ((begin + end) / 2, 1),
+            (0, 2),
+            ("data", "axes fraction"),
+            "offset points",
+            ha="center",
+            fontsize=9.5,
+        )
 
 
 def _set_limits(axes: Axes, values: Floats) -> bool:

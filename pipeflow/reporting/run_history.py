@@ -63,7 +63,7 @@ class RunHistory:
         phases: those that have begun, in order.
         streams: metrics of the parts in order, then end to end; only those that have figures.
         evaluations: on the test split, in order.
-        saves: how long each checkpoint held training up and was written, in order.
+        saves: step → how long its checkpoint held training up and was written, in order.
         checkpoints: those that are on disk, in order.
         newest: the newest readable manifest.
         result: of a finished run.
@@ -81,7 +81,7 @@ class RunHistory:
     phases: list[PhaseHistory]
     streams: list[PartMetrics]
     evaluations: list[dict[str, Any]]
-    saves: list[dict[str, Any]]
+    saves: dict[int, dict[str, Any]]
     checkpoints: list[SavedCheckpoint]
     newest: Manifest | None
     result: dict[str, Any] | None
@@ -109,6 +109,17 @@ class RunHistory:
     def model_evaluations(self) -> list[dict[str, Any]]:
         """The evaluations since the model's last part has begun to learn."""
         return [line for line in self.evaluations if line["complete"]]
+
+    @property
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """The latest evaluation: the result's where the run is finished."""
+        if self.result:
+            return {"bits_per_dim": self.result["test_bits_per_dim"], "complete": True}
+        return self.evaluations[-1] if self.evaluations else None
+
+    def phase_at(self, step: int) -> PhaseHistory | None:
+        """The phase that a step belongs to."""
+        return next((phase for phase in self.phases if phase.first <= step <= phase.last), None)
 
     def at(self, column: Floats, step: "Integers | Sequence[int]") -> Floats:
         """The value of `seconds` or `sent` at the end of steps; 0 before the first."""
@@ -141,6 +152,7 @@ def read_run(directory: str | Path) -> RunHistory:
     phases = _phases(run, config, streams, result["phases"] if result else newest.phases if newest else [])
     seconds, paused = training_seconds(steps, streams, [(phase.first, phase.last) for phase in phases])
     earlier_configs = [(step, read_settings(path)) for step, path in run.earlier_settings()]
+    saves = read_lines(run.stream(CHECKPOINTS), ("step", "stall_s", "write_s", "bytes"))
     sent = None
     if newest and config.flow == "glow":  # the shapes inside a flow of a script's own only that script knows
         sent = bytes_handed_forward(steps, streams, [*earlier_configs, (int(steps[-1]), config)], newest.image)
@@ -153,7 +165,7 @@ def read_run(directory: str | Path) -> RunHistory:
         phases=phases,
         streams=streams,
         evaluations=evaluations,
-        saves=read_lines(run.stream(CHECKPOINTS), ("step", "stall_s", "write_s", "bytes")),
+        saves={line["step"]: line for line in saves},
         checkpoints=checkpoints,
         newest=newest,
         result=result,

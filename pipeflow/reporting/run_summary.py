@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any
 
 from ..config import Config, PhaseConfig
 from ..model import scheme_cut
@@ -29,7 +28,7 @@ def unfinished(history: RunHistory) -> str:
     """How far a run is that is not finished; empty for one that is."""
     if history.result:
         return ""
-    line, reached = last_evaluation(history), int(history.steps[-1])
+    line, reached = history.last_evaluation, int(history.steps[-1])
     scored = f"evaluated at step {line['step']}, epoch {line['epoch']:.1f}" if line else "not evaluated yet"
     if line and not line["complete"]:
         scored = f"not evaluated yet: until step {line['step']} its last part had not begun to learn"
@@ -39,13 +38,6 @@ def unfinished(history: RunHistory) -> str:
         f"Not finished: {scored}. The metrics reach step {reached}{planned} ({seen:%Y-%m-%d %H:%M} UTC); the run goes "
         "on, or was interrupted."
     )
-
-
-def last_evaluation(history: RunHistory) -> dict[str, Any] | None:
-    """The latest evaluation: the result's where the run is finished."""
-    if history.result:
-        return {"bits_per_dim": history.result["test_bits_per_dim"], "complete": True}
-    return history.evaluations[-1] if history.evaluations else None
 
 
 def slowest_parts(history: RunHistory) -> list[str]:
