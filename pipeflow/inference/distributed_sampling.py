@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..data import Purpose, Space, normal
-from ..distributed import World, everywhere
+from ..distributed import World
 from ..flow import Packet
 from ..model import Flow, Maker, Truncated, build_parts
 from ..stream import Chain, upstream_links
@@ -65,7 +65,7 @@ def load_local_parts(world: World, source: Source, flow: Maker | None = None) ->
         fill({part: slices[part] for part in world.mine}, source)
         return slices
 
-    slices = everywhere(world, load)
+    slices = world.everywhere(load)
     chain = Chain(world, [piece.part.event_out for piece in slices], source.config.digest())
     return LocalParts(chain, {part: slices[part].to(world.device) for part in world.mine}, source.data_space)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config import Config, from_dict
 from ..data import Space, space
-from ..distributed import World, on_rank_0
+from ..distributed import World
 from ..model import Flow, Maker, Truncated, averaged, build, check_flow, global_state, is_average
 from ..storage import Manifest, RunDirectory, check_names, check_own, check_values, checkpoint
 from .exported import check_free, read_exported, write_exported
@@ -73,7 +73,7 @@ def locate(path: str | Path, verify: bool = True) -> Source:
 
 def locate_together(world: World, path: str | Path) -> Source:
     """Like `locate`, in every process: rank 0 looks for the checkpoint and verifies its files, and tells the others."""
-    return locate(on_rank_0(world, lambda: str(locate(path).directory)), verify=False)
+    return locate(world.on_rank_0(lambda: str(locate(path).directory)), verify=False)
 
 
 def _source(directory: Path, verify: bool) -> Source:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import DataConfig, Splits
-from ..distributed import ParallelConfig, World, everywhere, on_rank_0, open_world, prepare_process, say
+from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker, set_tensor_cores
 from .held_out_images import held_out_images
 from .load import Trained, locate_together, read
@@ -40,15 +40,15 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
         ValueError: a run, a data set or a file that does not fit.
         LostError: another process is gone.
     """
-    on_rank_0(world, lambda: check_files(options.json, options.histogram))
+    world.on_rank_0(lambda: check_files(options.json, options.histogram))
     source = locate_together(world, options.run)
-    trained = everywhere(world, lambda: read(source, flow))
+    trained = world.everywhere(lambda: read(source, flow))
     set_tensor_cores(trained.config.precision)
     prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
-        label: world.first(partial(held_out_images, trained, config, data if config.name == "own" else None))
+        label: world.rank_0_first(partial(held_out_images, trained, config, data if config.name == "own" else None))
         for label, config in _data_sets(options, trained).items()
     }
     shapes = {label: images.shape for label, images in splits.items()}
