@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from pipeflow.distributed import prepare_process
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
