@@ -9,8 +9,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+import torch
 
 from .distributed import Watch, World
 from .errors import JoinError, LostError, SaveError, StopRequested
@@ -26,7 +28,7 @@ def tell(world: World, watch: Watch, error: BaseException) -> int:
     everything else.
     """
     line, code = _line(world, watch, error)
-    if world.claim(line):
+    if world.store.claim(line):
         if not isinstance(error, _EXPECTED):
             traceback.print_exception(error)
         print(f"pipeflow: {' '.join(line.split())}", file=sys.stderr, flush=True)
@@ -47,8 +49,6 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
             return str(error), 2
         case LostError():
             return _lost(world, watch, here, error), 1
-        case RuntimeError() if world.lost(error):
-            return _lost(world, watch, here, LostError("gradients were not averaged", error)), 1
         case FloatingPointError() | JoinError() | SaveError():
             return str(error), 1
         case OSError():
@@ -59,21 +59,56 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
 
 def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
     """The process that is to blame, not the one that noticed."""
-    overdue = "imed out" in str(error) or "imeout" in str(error)
     try:
         # Who closed a connection is gone itself: those that end for want of another have said so before. Its last sign
         # of life may be of a moment when it waited.
-        rank = watch.blame(error.rank) if overdue or error.rank is None else error.rank
+        rank = watch.blame(error.rank) if error.timed_out or error.rank is None else error.rank
         last = watch.last(rank) if rank is not None else {}
     except LostError:  # not even the store answers
         rank = None
     if rank is None:
         return f"{here}: {error}"
-    if overdue:
+    if error.timed_out:
         what, step = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)", last.get("step", "?")
     else:
         what, step = "its process is gone", world.pulse.step
     return f"{world.place(rank)}, step {step}: {what}; noticed by {here}: {error}"
+
+
+def print_error(error: BaseException | str) -> None:
+    """Prints a command's one line about what is wrong."""
+    print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option_for_less: str) -> int:
+    """Runs a command that scores or draws, in as many processes as there are; returns its exit code.
+
+    Args:
+        prepare: opens the world; returns it and the work that all its processes do.
+        option_for_less: the option that makes the work need less memory, such as "--batch".
+
+    Returns:
+        0, 1 if a process is gone, 2 for what the user can put right, 130 for Ctrl-C.
+    """
+    try:
+        world, work = prepare()
+    except (ValueError, OSError) as error:
+        leave_the_word_to_rank_0()
+        print_error(error)
+        return 1 if isinstance(error, LostError) else 2
+    try:
+        work()
+    except (ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
+        line, code = str(error), 1 if isinstance(error, LostError) else 2
+        if isinstance(error, KeyboardInterrupt):
+            line, code = "interrupted", 130
+        if isinstance(error, torch.OutOfMemoryError):
+            line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
+        if world.claim(line):
+            print_error(line)
+        return code
+    world.close()
+    return 0
 
 
 class Options(argparse.ArgumentParser):
@@ -91,8 +126,9 @@ class Options(argparse.ArgumentParser):
         text = message.removeprefix("argument ").replace("unrecognized arguments:", "there is no option")
         raise ValueError(f"{text}; `python -m {self.prog} --help` lists the options.")
 
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Command line → options; a ValueError if it is wrong."""
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Command line (this process's own by default) → options; a ValueError if it is wrong."""
+        arguments = sys.argv[1:] if arguments is None else arguments
         return self.parse_args([word for word in arguments if word != "--"])  # torchrun leaves words alone behind "--"
 
 

@@ -1,73 +1,95 @@
-"""Drawing images in as many processes as the environment describes: latents travel from the last part to the first.
+"""Draws images in as many processes as the environment describes: latents travel from the last part to the first.
 
-`Flow.sample` needs the whole model in one place. Here a process holds its own parts alone, so that a flow which was
-trained in several processes is drawn from in them as well. Only latents travel: each part draws the variables that
-enter inside it by itself, since they are a hash of the seed and of their place. While a process works on one batch, the
-one behind it is at the next.
+`Flow.sample` needs the whole model in one place. Here each process loads its own parts only, inverts them, and hands
+the latents to the process before it; the variables that enter inside a part are drawn there, since they are a hash of
+the seed and of their position. While one process works on a batch, the process after it works on the next.
 """
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..data import Purpose, Space, normal
 from ..distributed import World
-from ..model import Flow, Maker, Truncated
-from ..stream import Chain
-from .load import Source, read
+from ..flow import Packet
+from ..model import Flow, Maker, Truncated, build_parts
+from ..storage import checkpoint
+from ..stream import Chain, upstream_links
+from .load import Source, check_user_flow, fill, locate, source_of
+
+T = TypeVar("T")
 
 BATCH = 256
 """Images that a process works on at a time."""
 
 
-class Held(NamedTuple):
-    """The parts of a trained flow that one process holds.
+@dataclass(frozen=True)
+class LocalParts:
+    """The parts of a trained flow that this process holds.
 
     Attributes:
-        chain: the borders, over the processes.
+        chain: the borders between the parts, over the processes.
         slices: position → part with its prior, of this process.
-        pixels: what the images look like.
+        data_space: what the images look like.
     """
 
     chain: Chain
     slices: dict[int, Truncated]
-    pixels: Space
+    data_space: Space
 
 
-def hold(world: World, source: Source, flow: Maker | None = None) -> Held:
-    """This process's parts of a trained flow, and what its images look like; the other parts are not kept.
+def locate_together(world: World, path: str | Path) -> Source:
+    """Like `locate`, in every process: rank 0 looks for the checkpoint and checks its files, and tells the others."""
+    found = _in_every_process(world, lambda: str(locate(path).directory) if world.rank == 0 else "")
+    return source_of(Path(world.exchange(found.encode())[0].decode()))
+
+
+def load_local_parts(world: World, source: Source, flow: Maker | None = None) -> LocalParts:
+    """Loads this process's parts of a trained flow, and nothing of the others; all processes must call it.
 
     Args:
-        world: the processes, opened for as many parts as the flow has; all of them must call it.
-        source: the checkpoint.
+        world: the processes, opened for as many parts as the flow has.
+        source: the checkpoint, whose files `locate` has checked.
         flow: makes the steps, where they are those of a script's own flow.
 
     Raises:
-        ValueError: the checkpoint is damaged, or not the same for all processes; or the flow is another.
+        ValueError: in one process the checkpoint is damaged or another, or the flow is another.
+        LostError: another process is gone.
     """
     contents = hashlib.sha256(str(sorted(source.manifest.files.items())).encode()).hexdigest()[:12]
     world.agree("the checkpoint", f"step {source.manifest.step} ({contents})")
-    trained = read(source, flow)
-    mine = {part: trained.slices[part].to(world.device) for part in world.mine}
-    events = [piece.part.event_out for piece in trained.slices]
-    return Held(Chain(world, events, source.config.digest()), mine, trained.pixels)
+
+    def load() -> list[Truncated]:
+        check_user_flow(source, flow)
+        slices = build_parts(source.config.model, source.data_space, world.mine, flow)
+        for part in world.mine:
+            fill([slices[part]], checkpoint.load_part(source.directory, part), source)
+        return slices
+
+    slices = _in_every_process(world, load)
+    chain = Chain(world, [piece.part.event_out for piece in slices], source.config.digest())
+    return LocalParts(chain, {part: slices[part].to(world.device) for part in world.mine}, source.data_space)
 
 
-def alone(world: World, flow: Flow) -> Held:
-    """A flow that one process holds, as a chain."""
-    pieces = [Truncated(part, flow.prior, "prior") for part in flow.to(world.device).parts()]
-    chain = Chain(world, [piece.part.event_out for piece in pieces], "")
-    return Held(chain, dict(enumerate(pieces)), flow.pixels)
+def parts_of_one_process(world: World, flow: Flow) -> LocalParts:
+    """A flow that is whole in a single process, for `draw`."""
+    slices = [Truncated(part, flow.prior, "prior") for part in flow.to(world.device).parts()]
+    chain = Chain(world, [piece.part.event_out for piece in slices], "")
+    return LocalParts(chain, dict(enumerate(slices)), flow.pixels)
 
 
 @torch.inference_mode()
-def draw(held: Held, n: int, temperatures: list[float], seed: int) -> list[Tensor]:
+def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> list[Tensor]:
     """Draws the images that `Flow.sample(n, temperature, seed)` draws; all processes must call it.
 
     Args:
-        held: this process's parts of the flow.
+        local: this process's parts of the flow.
         n: how many images.
         temperatures: the same latents are scaled by each of them.
         seed: of the draw.
@@ -77,45 +99,63 @@ def draw(held: Held, n: int, temperatures: list[float], seed: int) -> list[Tenso
 
     Raises:
         ValueError: the processes disagree about what is to be drawn.
-        LostError: a process is gone.
+        LostError: a process is gone, or a latent does not come in time.
     """
-    world = held.chain.world
-    world.agree("what to draw", f"{n} images at {temperatures}, seed {seed}, settings {held.chain.digest}")
-    shares = list(torch.split(torch.arange(n, device=world.device), BATCH))
-    batches = [(temperature, index) for temperature in temperatures for index in shares]
-    behind = world.size - 1 - world.rank
+    chain, world = local.chain, local.chain.world
+    world.agree("what to draw", f"{n} images at {temperatures}, seed {seed}, settings {chain.digest}")
+    index_batches = list(torch.split(torch.arange(n, device=world.device), BATCH))
+    largest = len(index_batches[0])
+    inbox, outbox = upstream_links(chain, largest, len(index_batches) * len(temperatures))
     images: list[Tensor] = []
-    given = b""
-    for tick in range(len(batches) + world.size - 1):
-        handed_on = b""
-        if 0 <= tick - behind < len(batches):
-            z = _through(held, *batches[tick - behind], seed, given)
-            if world.rank:
-                handed_on = z.cpu().contiguous().numpy().tobytes()
-            else:
-                images.append(held.pixels.quantise(z).cpu())
-        received = world.exchange(handed_on)
-        given = received[world.rank + 1] if behind else b""
-    return [torch.cat(images[i : i + len(shares)]) for i in range(0, len(images), len(shares))]
+    for temperature in temperatures:
+        for index in index_batches:
+            received = None if world.mine[-1] == len(chain.events) - 1 else inbox.recv().z[: len(index)]
+            z = _invert(local, received, temperature, index, seed)
+            if world.mine[0] == 0:
+                images.append(local.data_space.quantise(z).cpu())
+            # The last batch may be short, but a link has packets of one size.
+            z = pad(z, [0, 0] * (z.dim() - 1) + [0, largest - len(index)])
+            outbox.send(Packet(z, z.new_zeros(largest)))
+    inbox.close()
+    outbox.close()
+    return [torch.cat(images[i : i + len(index_batches)]) for i in range(0, len(images), len(index_batches))]
 
 
-def _through(held: Held, temperature: float, index: Tensor, seed: int, given: bytes) -> Tensor:
-    """What leaves this process upstream: z (B, *event), of the images `index`, float32.
+def _invert(local: LocalParts, received: Tensor | None, temperature: float, index: Tensor, seed: int) -> Tensor:
+    """Inverts the parts of this process.
 
-    `given` is the latent that the process behind has handed on; the last process draws its own.
+    Args:
+        local: the parts.
+        received: latents (B, *event) after the last of them; None where it is the flow's last part, and they are drawn.
+        temperature: standard deviation of what is drawn.
+        index: (B,) numbers of the images.
+        seed: of the draw.
+
+    Returns:
+        Latents (B, *event) before the first part of this process, float32.
     """
 
-    def eps(place: int, shape: tuple[int, ...]) -> Tensor:
-        drawn = normal(seed, Purpose.SAMPLE, place, index, torch.Size(shape).numel())
+    def eps(position: int, shape: tuple[int, ...]) -> Tensor:
+        drawn = normal(seed, Purpose.SAMPLE, position, index, torch.Size(shape).numel())
         return drawn.view(len(index), *shape) * temperature
 
-    mine = list(held.chain.world.mine)
-    event = held.chain.events[mine[-1]]
-    if mine[-1] == len(held.chain.events) - 1:
-        z = held.slices[mine[-1]].prior.unstandardise(eps(0, event))
-    else:
-        z = torch.frombuffer(bytearray(given), dtype=torch.float32).view(len(index), *event).to(index.device)
-    for number in reversed(mine):
-        part = held.slices[number].part
-        z = part.inverse(z, {i: eps(i + 1, shape) for i, shape in part.eps_shapes().items()})
+    positions = sorted(local.slices, reverse=True)
+    last = local.slices[positions[0]]
+    z = last.prior.unstandardise(eps(0, last.part.event_out)) if received is None else received
+    for position in positions:
+        part = local.slices[position].part
+        z = part.inverse(z, {step: eps(step + 1, shape) for step, shape in part.eps_shapes().items()})
     return z
+
+
+def _in_every_process(world: World, work: Callable[[], T]) -> T:
+    """Every process does its own work; a ValueError in one of them is raised in all."""
+    done: list[T] = []
+    fault = ""
+    try:
+        done.append(work())
+    except ValueError as error:
+        fault = str(error)
+    if fault := next((data.decode() for data in world.exchange(fault.encode()) if data), ""):
+        raise ValueError(fault)
+    return done[0]

@@ -1,4 +1,4 @@
-"""A trained flow → bits/dim of every image, behind every part; what `python -m pipeflow.evaluate` prints, and more.
+"""A trained flow → bits/dim of every image, after every part; what `python -m pipeflow.evaluate` prints.
 
 The ledger of training (training/evaluation.py) sums over the images and needs the processes that trained.
 How sure a figure is, and how far apart two data sets lie, are questions about single images; and a trained flow is
@@ -20,11 +20,11 @@ from ..flow import Packet
 from ..model import Truncated, flow_steps_behind
 from .load import Trained
 
-Figures = NDArray[np.float64]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Scored:
+class TruncationScores:
     """A flow that stops behind one of the parts, scored image by image.
 
     Attributes:
@@ -39,8 +39,8 @@ class Scored:
     part: int
     flow_steps: int
     model: bool
-    bits_per_dim: Figures
-    bound: Figures
+    bits_per_dim: Values
+    bound: Values
 
     @property
     def label(self) -> str:
@@ -56,13 +56,13 @@ class Scores:
         images: how many were scored.
         seed: of the dequantisation noise.
         samples: draws of it an image.
-        rows: for every part that has started to learn, in order, the flow that stops behind it.
+        rows: for every part that has started to learn, in order, the flow that stops after it.
     """
 
     images: int
     seed: int
     samples: int
-    rows: list[Scored]
+    rows: list[TruncationScores]
 
     def table(self) -> str:
         """For people: a line a truncation, means and their standard errors."""
@@ -94,19 +94,19 @@ class Scores:
         return {"images": self.images, "seed": self.seed, "samples": self.samples, "truncations": truncations}
 
 
-def standard_error(values: Figures) -> float:
+def standard_error(values: Values) -> float:
     """Of the mean of N independent figures: their standard deviation (N − 1) / √N; NaN for a single one."""
     with np.errstate(invalid="ignore"):
         return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def _summary(values: Figures) -> dict[str, float | None]:
+def _summary(values: Values) -> dict[str, float | None]:
     figures = {"mean": values.mean(), "standard_error": standard_error(values), "least": values.min()}
     figures |= {"median": np.median(values), "most": values.max(), "not_finite": _not_finite(values)}
     return {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def _not_finite(values: Figures) -> int:
+def _not_finite(values: Values) -> int:
     return int((~np.isfinite(values)).sum())
 
 
@@ -118,7 +118,7 @@ def score(
     batch: int | None = None,
     world: World | None = None,
 ) -> Scores:
-    """Scores every image once, behind every part that has started to learn, by one pass down the chain a draw.
+    """Scores every image once, after every part that has started to learn, by one pass down the chain a draw.
 
     log p(x) ≥ E_u log p(x, u) for u ~ U(0, 1) (Theis, van den Oord and Bethge, 2016), and K draws u_1 … u_K give the
     tighter bound log (1/K) Σ p(x, u_k) (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016).
@@ -140,7 +140,7 @@ def score(
             which no part has started to learn.
         LostError: another process is gone.
     """
-    config, pixels = trained.config, trained.pixels
+    config, data_space = trained.config, trained.data_space
     seed, batch = config.seed if seed is None else seed, config.data.batch if batch is None else batch
     if samples < 1 or batch < 1:
         raise ValueError(f"Cannot score with {samples} draws of noise in batches of {batch}; both must be at least 1.")
@@ -150,32 +150,33 @@ def score(
     if not ends:
         raise ValueError(f"No part of {trained.directory} has started to learn; there is nothing to score yet.")
     slices = trained.slices[: len(ends)]
-    device = next(trained.whole.parameters()).device
-    mine = share(len(images), batch, world.rank, world.size)
-    found = np.empty((2, len(ends), len(mine)))
-    for first in range(mine.start, mine.stop, batch):
-        index = torch.arange(first, min(first + batch, mine.stop))
-        given = fetch(images, index.numpy(), device)
-        at = slice(first - mine.start, first - mine.start + len(index))
-        found[:, :, at] = _nats(slices, given, pixels, seed, samples, index.to(device)).cpu().numpy()
+    device = next(trained.model.parameters()).device
+    numbers = share(len(images), batch, world.rank, world.size)
+    found = np.empty((2, len(ends), len(numbers)))
+    for first in range(numbers.start, numbers.stop, batch):
+        index = torch.arange(first, min(first + batch, numbers.stop))
+        chosen = fetch(images, index.numpy(), device)
+        columns = slice(first - numbers.start, first - numbers.start + len(index))
+        found[:, :, columns] = _nats(slices, chosen, data_space, seed, samples, index.to(device)).cpu().numpy()
     everyone = [np.frombuffer(data).reshape(2, len(ends), -1) for data in world.exchange(found.tobytes()) if data]
-    bits = -np.concatenate(everyone, axis=2) / (pixels.dims * math.log(2))
-    rows = [Scored(part + 1, end, end == every[-1], bits[0, part], bits[1, part]) for part, end in enumerate(ends)]
+    bits = -np.concatenate(everyone, axis=2) / (data_space.dims * math.log(2))
+    rows = [
+        TruncationScores(part + 1, end, end == every[-1], bits[0, part], bits[1, part]) for part, end in enumerate(ends)
+    ]
     return Scores(len(images), seed, samples, rows)
 
 
 @torch.inference_mode()
-def _nats(slices: list[Truncated], images: Tensor, pixels: Space, seed: int, samples: int, index: Tensor) -> Tensor:
+def _nats(slices: list[Truncated], images: Tensor, data_space: Space, seed: int, samples: int, index: Tensor) -> Tensor:
     """(B, C, H, W) uint8 → (2, parts, B) float64, log-likelihoods: the mean over the draws, and their bound."""
-    draws = torch.stack(
-        [_behind(slices, pixels.noisy(images, seed, Purpose.EVALUATE, draw, index), pixels) for draw in range(samples)]
-    )
+    packets = (data_space.noisy(images, seed, Purpose.EVALUATE, draw, index) for draw in range(samples))
+    draws = torch.stack([_after_every_part(slices, packet, data_space) for packet in packets])
     return torch.stack([draws.mean(0), draws.logsumexp(0) - math.log(samples)])
 
 
-def _behind(slices: list[Truncated], packet: Packet, pixels: Space) -> Tensor:
-    """Log-likelihood behind every part, (parts, B) nats, added up in float64: a packet's own sum is float32."""
-    logp = torch.full(packet.logp.shape, -pixels.dims * math.log(pixels.n), dtype=torch.float64, device=packet.z.device)
+def _after_every_part(slices: list[Truncated], packet: Packet, data_space: Space) -> Tensor:
+    """Log-likelihood after every part, (parts, B) nats, added up in float64: a packet's own sum is float32."""
+    logp = torch.full_like(packet.logp, -data_space.dims * math.log(data_space.n), dtype=torch.float64)
     rows = []
     for piece in slices:
         packet, entries = piece.part.ledger(packet)

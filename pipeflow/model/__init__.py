@@ -1,7 +1,7 @@
 """Glow, its cut into parts, and the objective that each part minimises."""
 
 from .activations import NAMES, Activations, Compile, Drift, check_passage, make_passage
-from .build import ModelSettings, build, steps_of
+from .build import ModelSettings, build, build_parts, steps_of
 from .cut import CutConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
 from .flow_model import Flow, Glow
 from .glow import GlowConfig, glow_steps
@@ -28,6 +28,7 @@ __all__ = [
     "averaged",
     "bits_per_dim",
     "build",
+    "build_parts",
     "check_cut",
     "check_flow",
     "check_name",

@@ -1,6 +1,10 @@
 """Settings of a model → its steps, cut into parts with their priors."""
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+
+import torch
 
 from ..data import Space
 from ..flow import Step
@@ -49,7 +53,28 @@ def build(settings: ModelSettings, pixels: Space, flow: Maker | None = None) -> 
     Returns:
         Its slices by position, and the whole, which shares their modules.
     """
-    steps = steps_of(settings, pixels, flow)
+    return _cut_and_prepare(settings, steps_of(settings, pixels, flow), pixels, flow)
+
+
+def build_parts(
+    settings: ModelSettings, pixels: Space, positions: Iterable[int], flow: Maker | None = None
+) -> list[Truncated]:
+    """The slices of the model, of which only those at `positions` have memory for their weights, which are not set.
+
+    The steps of a script's own flow can only be made all at once; all of them have memory until the caller drops them.
+    """
+    with nullcontext() if flow else torch.device("meta"):
+        steps = steps_of(settings, pixels, flow)
+    slices, _ = _cut_and_prepare(settings, steps, pixels, flow)
+    if flow is None:
+        for position in positions:
+            slices[position].part.to_empty(device="cpu")
+    return list(slices.values())
+
+
+def _cut_and_prepare(
+    settings: ModelSettings, steps: list[Step], pixels: Space, flow: Maker | None
+) -> tuple[dict[int, Truncated], Truncated]:
     levels = 1 if flow else settings.glow.levels
     at = scheme_cut(settings.cut, levels, len(flow_step_positions(steps)) // levels)
     top_prior = "standard" if flow else settings.glow.top_prior

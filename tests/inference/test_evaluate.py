@@ -66,7 +66,7 @@ def figures(file):
 
 def by_hand(trained, parts, images, seed, draw=0):
     """Log-likelihood in nats of every image, (N,) float64, by the flow in double precision behind `parts` parts."""
-    pixels, flow = trained.pixels, trained.flow(parts)
+    pixels, flow = trained.data_space, trained.flow(parts)
     given = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     packet = pixels.noisy(given, seed, Purpose.EVALUATE, draw, torch.arange(len(images)))
     z, logp = packet.z.double(), torch.full((len(images),), -pixels.dims * math.log(pixels.n)).double()
@@ -116,7 +116,7 @@ def test_what_has_not_started_to_learn_has_no_figure(step, parts, run, tmp_path,
 def test_every_image_has_its_own_figure_in_double_precision(run):
     trained, images = read(run), load("digits", None, None).test
     scores = score(trained, images)
-    scale = trained.pixels.dims * math.log(2)
+    scale = trained.data_space.dims * math.log(2)
     for part, row in enumerate(scores.rows, 1):
         bits = -by_hand(read(run), part, images, seed=3) / scale
         assert row.bits_per_dim.dtype == np.float64
@@ -128,7 +128,7 @@ def test_every_image_has_its_own_figure_in_double_precision(run):
 def test_several_draws_and_their_bound(run):
     trained, images = read(run), load("digits", None, None).test[:40]
     scores = score(trained, images, seed=11, samples=3)
-    scale = trained.pixels.dims * math.log(2)
+    scale = trained.data_space.dims * math.log(2)
     for part, row in enumerate(scores.rows, 1):
         draws = np.stack([by_hand(read(run), part, images, 11, draw) for draw in range(3)])
         assert (draws[0] != draws[1]).all() and (draws[1] != draws[2]).all()

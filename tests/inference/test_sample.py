@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from pipeflow.config import PhaseConfig
 from pipeflow.data import DataConfig
 from pipeflow.data.datasets import load
 from pipeflow.data.image_grid import draw_sheet
-from pipeflow.distributed import ParallelConfig, open_world
-from pipeflow.inference import difference, interpolate, locate, read, reconstruct
-from pipeflow.inference import distributed_sampling as upstream
-from pipeflow.model import GlowConfig
+from pipeflow.distributed import ParallelConfig, grid, open_world
+from pipeflow.errors import LostError
+from pipeflow.inference import difference, interpolate, locate, read, reconstruct, sample_sheet
+from pipeflow.inference import distributed_sampling as sampling
+from pipeflow.inference.load import source_of
+from pipeflow.model import GlowConfig, build, build_parts
 from pipeflow.model.glow import FlowStep
 from pipeflow.storage import CheckpointConfig
 from pipeflow.training import fit
@@ -108,9 +111,9 @@ def test_an_image_depends_on_its_number_alone(run, tmp_path, capsys):
 
 def test_in_batches_it_is_what_the_flow_samples(run, flow):
     """Two batches; sums of another shape may be rounded otherwise, which now and then moves a pixel by a level."""
-    many = upstream.BATCH + 44
+    many = sampling.BATCH + 44
     world = open_world(ParallelConfig(), 3, "cpu")
-    (images,) = upstream.draw(upstream.hold(world, locate(run)), many, [0.7], 0)
+    (images,) = sampling.draw(sampling.load_local_parts(world, locate(run)), many, [0.7], 0)
     same = flow.sample(many, 0.7)
     assert images.shape == same.shape and (images != same).float().mean() < 1e-3 and difference(images, same) <= 1
 
@@ -186,7 +189,7 @@ def test_the_error_is_measured(run, tmp_path, capsys, monkeypatch):
         back[1, 0, row, column] -= 3
         return seen, back
 
-    monkeypatch.setattr(sample, "reconstruct", worse)
+    monkeypatch.setattr(sample_sheet, "reconstruct", worse)
     line = drawn(capsys, run, "--reconstruct", 8, "--out", tmp_path / "a.png")
     assert line.endswith("largest error of a pixel: 3 of 17 levels")
     above, below = tiles(tmp_path / "a.png", 2)[0].split(8)
@@ -242,28 +245,91 @@ def test_a_sheet_for_a_notebook(channels):
 # --- in several processes
 
 
-def draw_in(init_method, place, *what):
-    source = locate(place)
+def draw_in(init_method, directory, *what):
+    """Draws from a checkpoint that has, for several processes, a copy for each: `directory`-0, `directory`-1, …"""
+    rank = os.environ.get("RANK")
+    source = source_of(directory if rank is None else directory.with_name(f"{directory.name}-{rank}"))
     world = open_world(ParallelConfig(), source.config.cut.parts, "cpu", init_method)
-    held = upstream.hold(world, source)
+    local = sampling.load_local_parts(world, source)
     gc.collect()
     alive = sum(type(thing) is FlowStep for thing in gc.get_objects())
-    images = upstream.draw(held, *what)
-    names = sorted(name for piece in held.slices.values() for name in piece.global_state())
+    told, exchange = [], world.exchange
+    world.exchange = lambda data: told.append(len(data)) or exchange(data)
+    images = sampling.draw(local, *what)
+    names = sorted(name for piece in local.slices.values() for name in piece.global_state())
     world.close()
-    return names, alive, [block.numpy() for block in images]
+    return names, alive, [block.numpy() for block in images], sum(told)
+
+
+def copies_of_own_parts(run, place, size):
+    """For every process a copy of the newest checkpoint, without the files of the other processes' parts."""
+    (checkpoint,) = (run / "checkpoints").glob("step-25")
+    for rank in range(size):
+        copy = shutil.copytree(checkpoint, place / f"checkpoint-{rank}")
+        for part in set(range(3)) - set(grid(3, size).held(rank)):
+            (copy / f"part-{part + 1}.safetensors").unlink()
+    return checkpoint, place / "checkpoint"
 
 
 @pytest.mark.parametrize(("size", "steps"), [(2, [4, 2]), (3, [1, 3, 2])])
-def test_every_process_holds_its_parts_alone_and_the_images_are_the_same(size, steps, run, tmp_path):
-    what = (upstream.BATCH + 44, [0.7, 1.0], 5)
-    returned = in_processes(size, draw_in, run, *what, directory=tmp_path / "meet")
-    names, _, images = draw_in("env://", run, *what)
-    assert sorted(name for held, _, _ in returned for name in held) == names, "together all, and none of them twice"
-    assert [alive for _, alive, _ in returned] == steps, "no flow step of another part is in memory"
-    assert [len(blocks) for _, _, blocks in returned] == [2] + [0] * (size - 1)
+def test_every_process_loads_its_parts_alone_and_the_images_are_the_same(size, steps, run, tmp_path):
+    """Nor does a latent go to everybody: what all processes exchange does not grow with the images."""
+    what = (sampling.BATCH + 44, [0.7, 1.0], 5)
+    whole, own = copies_of_own_parts(run, tmp_path, size)
+    returned = in_processes(size, draw_in, own, *what, directory=tmp_path / "meet")
+    names, _, images, _ = draw_in("env://", whole, *what)
+    assert sorted(name for held, _, _, _ in returned for name in held) == names, "together all, and none of them twice"
+    assert [alive for _, alive, _, _ in returned] == steps, "no flow step of another part is in memory"
+    assert [len(blocks) for _, _, blocks, _ in returned] == [2] + [0] * (size - 1)
+    assert all(exchanged < 1000 for _, _, _, exchanged in returned)
     for block, same in zip(returned[0][2], images, strict=True):
         assert block.dtype == np.uint8 and np.array_equal(block, same)
+
+
+def test_the_steps_of_other_parts_never_have_memory(run):
+    source = locate(run)
+    slices = build_parts(source.config.model, source.data_space, [1])
+    devices = [{tensor.device.type for tensor in piece.part.state_dict().values()} for piece in slices]
+    assert devices == [{"meta"}, {"cpu"}, {"meta"}]
+    complete, _ = build(source.config.model, source.data_space)
+    assert [piece.global_state().keys() for piece in slices] == [
+        piece.global_state().keys() for piece in complete.values()
+    ]
+
+
+def damaged_in(init_method, directory):
+    world = open_world(ParallelConfig(), 3, "cpu", init_method)
+    with pytest.raises(ValueError) as raised:
+        sampling.load_local_parts(world, source_of(directory.with_name(f"checkpoint-{world.rank}")))
+    world.close()
+    return str(raised.value)
+
+
+def test_a_damaged_part_is_an_error_of_every_process(run, tmp_path):
+    _, own = copies_of_own_parts(run, tmp_path, 3)
+    (tmp_path / "checkpoint-1" / "part-2.safetensors").write_bytes(b"")
+    first, *others = in_processes(3, damaged_in, own, directory=tmp_path / "meet")
+    assert "part-2.safetensors" in first and others == [first] * 2
+
+
+def late_in(init_method, directory):
+    """The process of the last part has nothing to hand over: it is at something else."""
+    world = open_world(ParallelConfig(timeout_s=1.0), 3, "cpu", init_method)
+    source = source_of(directory)
+    local = sampling.load_local_parts(world, source)
+    if world.rank == 2:
+        world.agree("what to draw", f"4 images at [1.0], seed 0, settings {source.config.digest()}")
+        time.sleep(4)
+        return ""
+    with pytest.raises(LostError) as raised:
+        sampling.draw(local, 4, [1.0], 0)
+    return f"{raised.value.rank}: {raised.value}"
+
+
+def test_a_latent_that_does_not_come_in_time_is_an_error_with_a_name(run, tmp_path):
+    first, second, _ = in_processes(3, late_in, run / "checkpoints" / "step-25", directory=tmp_path / "meet")
+    assert second.startswith("2: part 2 (rank 1), from part 3 (rank 2): packet 1 of 1 did not pass")
+    assert first.startswith("1: part 1 (rank 0), from part 2 (rank 1): packet 1 of 1 did not pass")
 
 
 def main_in(init_method, words):
@@ -299,7 +365,7 @@ def interrupted_in(init_method, words):
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        sample.draw = interrupt
+        sample_sheet.draw = interrupt
     return sample.main(words, init_method)
 
 

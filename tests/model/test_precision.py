@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
 
 def bits(trained, precision, layout="contiguous"):
     images = load_images("digits", None, None, "stop")
-    set_precision(trained.whole, precision, layout)
+    set_precision(trained.model, precision, layout)
     return [row.bits_per_dim for row in score(trained, images.test, batch=99).rows]
 
 

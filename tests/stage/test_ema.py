@@ -42,7 +42,7 @@ def test_by_the_formula_at_every_step_of_every_phase(run):
 
 def test_it_is_what_is_looked_at(run):
     tensors, _ = checkpoint.load(run / "checkpoints" / "step-8")
-    found = read(run).whole.global_state()
+    found = read(run).model.global_state()
     name = "steps.1.coupling.network.0.weight"
     assert torch.equal(found[name], tensors[f"ema/{name}"]) and not torch.equal(found[name], tensors[name])
     assert torch.equal(found["steps.1.actnorm.initialised"], tensors["steps.1.actnorm.initialised"])
