@@ -7,7 +7,7 @@ from ..config import Config, Resume, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
 from ..distributed import World, say
 from ..model import CutConfig, Maker, check_flow, check_name, glow_steps, steps_of
-from ..planning import balanced_cut, flow_step_costs, measure_steps
+from ..planning import resolve_cut
 from ..storage import claim, run_of
 from .recorder import refuse_old_run
 from .recovery import recall
@@ -98,9 +98,8 @@ def _with_measured_cut(world: World, config: Config, space: Space, flow: Maker |
         return config
 
     def measured() -> list[int]:
-        steps = steps_of(config.model, space, flow)
-        seconds = measure_steps(steps, space.shape, config.data.batch, world.device)
-        return list(balanced_cut(flow_step_costs(steps, seconds), config.cut.parts))
+        steps, images = steps_of(config.model, space, flow), config.data.batch // world.grid.replicas
+        return resolve_cut(config, space, steps, world.device, images).at or []
 
     at = world.on_rank_0(measured)
     cut = CutConfig("explicit", config.cut.parts, at, config.cut.provisional_prior)
