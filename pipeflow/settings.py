@@ -28,10 +28,8 @@ T = TypeVar("T")
 def settings(section: str = "") -> Callable[[type[T]], type[T]]:
     """Decorates a frozen dataclass, which then refuses values of other types with a ValueError of one sentence.
 
-    Types are strict: True is no whole number and "4" is none either; 1 will do for a float.
-
-    Args:
-        section: the dotted name of these settings, such as "glow"; none for all settings together.
+    Types are strict, but for 1 as a float: True is no whole number, and "4" is none either. `section` is the dotted
+    name of these settings, such as "glow".
     """
 
     def decorate(plain: type[T]) -> type[T]:
@@ -53,13 +51,7 @@ def settings(section: str = "") -> Callable[[type[T]], type[T]]:
 
 
 def sentence(error: ValidationError, kind: Any, section: str = "") -> str:
-    """Says what is wrong with settings: the first mistake, as one sentence.
-
-    Args:
-        error: what Pydantic has found.
-        kind: the class of the settings.
-        section: their dotted name.
-    """
+    """The first mistake in settings of the class `kind`, whose dotted name is `section`, as Pydantic has found it."""
     found = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))  # of a union, the branch meant
     known, name, phase = [member for member, _, _ in members(kind, section)], section, None
     path = list(found["loc"])
@@ -88,13 +80,7 @@ def sentence(error: ValidationError, kind: Any, section: str = "") -> str:
 
 
 def unknown(given: str, name: str, known: Sequence[str]) -> str:
-    """The sentence about a name that is no setting.
-
-    Args:
-        given: what was written, such as "--glow.level".
-        name: the dotted name in it.
-        known: the dotted names of the settings that there are.
-    """
+    """The sentence about a name that is not among those `known`; `given` is how it was written, such as "--sed"."""
     last = [one for one in known if one.split(".")[-1] == name.split(".")[-1]]  # as "levels" for "glow.levels"
     near = [*get_close_matches(name, known, 1, 0.75), *(one for one in known if one.startswith(name)), *last]
     meant = f" Did you mean {near[0]}?" if near else ""

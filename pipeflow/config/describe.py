@@ -13,14 +13,7 @@ from .config import Config
 
 
 class Setting(NamedTuple):
-    """A row of the table of settings.
-
-    Attributes:
-        name: dotted; those of a phase are called phases.<name>.
-        kind: what it may be, in words.
-        default: as YAML; empty for a group of settings, and where a value must be given.
-        meaning: from the docstring.
-    """
+    """A dotted name (phases.<name> in a phase), what it may be, the default as YAML ("" if none), and its meaning."""
 
     name: str
     kind: str
@@ -29,30 +22,31 @@ class Setting(NamedTuple):
 
 
 def describe() -> list[Setting]:
-    """Every setting; a group, such as "glow", stands before its own."""
-    rows = []
+    """Every setting; a group, such as "glow", stands before its own. Defaults are those of the quickstart."""
+    rows, quickstart = [], Config().as_dict()
     for name, field, owner in members(Config):
         group, _, member = name.rpartition(".")
-        default = field.default
-        if group and group != "phases":  # of the quickstart, not of the class alone
-            default = getattr(getattr(Config(), group), member)
-        grouped = default is dataclasses.MISSING
-        rows.append(Setting(name, words(field.type), "" if grouped else _yaml(default), _meanings(owner)[field.name]))
+        default = field.default if group in ("", "phases") else quickstart[group][member]
+        text = (
+            ""
+            if default is dataclasses.MISSING
+            else yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+        )
+        rows.append(Setting(name, words(field.type), text, _meanings(owner)[field.name]))
     return rows
 
 
 def help_text() -> str:
     """What `--help` prints."""
     lines = [
-        "usage: python -m pipeflow.train [--config FILE] [--resume auto | PATH] [--NAME VALUE | --NAME=VALUE ...]",
-        "\nTrain a normalizing flow by parts.\n",
+        "usage: python -m pipeflow.train [--config FILE] [--resume auto | PATH] [--NAME VALUE | --NAME=VALUE ...]\n",
         "--config FILE\n    a YAML file of settings; what follows it overrides it",
         "--resume auto | PATH\n    go on from the run's newest whole checkpoint, or from this one",
     ]
     for name, kind, default, meaning in describe():
-        option = f"  of a phase: {name.removeprefix('phases.')}" if name.startswith("phases.") else f"--{name}"
+        option = name.replace("phases.", "    each of the phases: ") if name.startswith("phases.") else f"--{name}"
         what = f"{meaning} ({kind}{f'; default: {default}' if default else ''})"
-        lines.append(f"{option}\n{textwrap.fill(what, 110, initial_indent='    ', subsequent_indent='    ')}")
+        lines.append(f"{option}\n{textwrap.indent(textwrap.fill(what, 110), '    ')}")
     return "\n".join(lines)
 
 
@@ -61,7 +55,3 @@ def _meanings(owner: Any) -> dict[str, str]:
     _, _, text = inspect.cleandoc(owner.__doc__).partition("Attributes:\n")
     found = re.findall(r"^ {4}([\w, ]+): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
     return {name: " ".join(meaning.split()) for names, meaning in found for name in names.split(", ")}
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

@@ -1,7 +1,7 @@
 """The command line, files and the settings of checkpoints → `Config`."""
 
-import sys
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,25 +13,18 @@ from .config import Config
 from .describe import help_text
 from .yaml_text import as_json, read_file, read_text
 
-_KINDS = {name: field.type for name, field, _ in members(Config)}
+_TYPES = {name: field.type for name, field, _ in members(Config) if not name.startswith("phases.")}
 _FORMER = {"run": "run_dir"}  # names in files that earlier versions have written → names of today
 
 
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """Command line → settings.
-
-    Args:
-        arguments: dotted names and values, such as ["--glow.levels", "2"]; the process's own by default.
-
-    Raises:
-        ValueError: a sentence about what is wrong: an unknown name, a value of the wrong kind or out of range.
-    """
+def parse(arguments: Sequence[str]) -> Config:
+    """Command line, such as ["--glow.levels", "2"] → settings; a ValueError of one sentence where it is wrong."""
     return parse_resume(arguments)[0]
 
 
-def parse_resume(arguments: Sequence[str] | None = None) -> tuple[Config, str | None]:
+def parse_resume(arguments: Sequence[str]) -> tuple[Config, str | None]:
     """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there."""
-    given, resume = read_words(sys.argv[1:] if arguments is None else arguments)
+    given, resume = read_words(arguments)
     return from_dict(given), resume
 
 
@@ -45,22 +38,9 @@ def from_dict(*layers: dict[str, Any]) -> Config:
         ValueError: a sentence about what is wrong.
     """
     try:
-        return TypeAdapter(Config).validate_json(as_json(layered(Config().as_dict(), *layers)))
+        return TypeAdapter(Config).validate_json(as_json(reduce(_over, layers, Config().as_dict())))
     except ValidationError as error:
         raise ValueError(sentence(error, Config)) from error
-
-
-def layered(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Puts names and values over those before them, group by group; a list is replaced as one."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values = _over(values, {_FORMER.get(name, name): value for name, value in layer.items()})
-    return values
-
-
-def _over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    both = [name for name in others if isinstance(values.get(name), dict) and isinstance(others[name], dict)]
-    return values | others | {name: _over(values[name], others[name]) for name in both}
 
 
 def read_words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
@@ -76,37 +56,41 @@ def read_words(words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
     given: dict[str, Any] = {}
     resume = None
     for name, text in _options(words):
-        if name == "config":
-            given = layered(given, read_file(Path(text)))
-        elif name == "resume":
+        if name == "resume":
             resume = text
+        elif name == "config":
+            given = _over(given, read_file(Path(text)))
         else:
-            value = _value(_KINDS[name], text)
-            for part in reversed(name.split(".")):
-                value = {part: value}
-            given = layered(given, value)
+            given = _over(given, reduce(lambda value, part: {part: value}, name.split(".")[::-1], _value(name, text)))
     return given, resume
 
 
+def _over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Names and values with `others` in their place; groups are merged, a list is replaced."""
+    for name, value in others.items():
+        now = _FORMER.get(name, name)
+        old = values.get(now)
+        values = values | {now: _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value}
+    return values
+
+
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, text) of `--name text` and `--name=text`; a lone `--`, which some launchers need, says nothing."""
+    """(name, text) of `--name text` and `--name=text`; a lone `--`, which torchrun once needed, says nothing."""
     left = iter(word for word in words if word != "--")
-    names = [name for name in _KINDS if not name.startswith("phases.")]
     for word in left:
         option, equals, text = word.partition("=")
         name = option.removeprefix("--")
-        if not word.startswith("--") or name not in ("config", "resume", *names):
-            raise ValueError(unknown(option, name, names))
-        if not equals:
-            text = next(left, "--")
-            if text.startswith("--"):
-                raise ValueError(f"{option} has no value; write {option} VALUE.")
+        if name == option or name not in ("config", "resume", *_TYPES):
+            raise ValueError(unknown(option, name, list(_TYPES)))
+        text = text if equals else next(left, "--")
+        if text.startswith("--") and not equals:
+            raise ValueError(f"{option} has no value; write {option} VALUE.")
         yield name, text
 
 
-def _value(kind: Any, text: str) -> Any:
-    """Text of the command line → a value; where a text is wanted, as it stands."""
-    if str in (kind, *get_args(kind)) and text != "null":
+def _value(name: str, text: str) -> Any:
+    """Text of the command line → a value; where the setting is a text, as it stands."""
+    if str in (_TYPES[name], *get_args(_TYPES[name])) and text != "null":
         return text
     try:
         return read_text(text)

@@ -7,12 +7,13 @@ names as often as it is named. Tags, which name code, are refused by its safe lo
 import json
 import re
 from collections.abc import Hashable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-_MOST = 1_000_000  # characters of the settings of a run; some kilobytes are usual
+_MOST = 100_000  # pieces of the settings of a run as JSON; some hundred are usual
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,11 +42,7 @@ def read_text(text: str) -> Any:
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """The names and values in a file of settings.
-
-    Raises:
-        ValueError: there is no such file, or something else is in it.
-    """
+    """The names and values in a file of settings; a ValueError where there are none."""
     try:
         found = read_text(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -53,9 +50,8 @@ def read_file(file: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())
     if not isinstance(found, dict):
-        raise ValueError(
-            f"{file} is no YAML file of settings ({found}); it must hold names and values, such as `seed: 1`."
-        )
+        what = f"{file} is no YAML file of settings ({found})"
+        raise ValueError(f"{what}; it must hold names and values, such as `seed: 1`.")
     return found
 
 
@@ -65,11 +61,8 @@ def as_text(values: dict[str, Any]) -> str:
 
 
 def as_json(values: dict[str, Any]) -> str:
-    """For the checks; a date is a word. A ValueError where anchors repeat each other until nothing can hold them."""
-    pieces, size = [], 0
-    for piece in json.JSONEncoder(default=str).iterencode(values):
-        pieces.append(piece)
-        size += len(piece)
-        if size > _MOST:
-            raise ValueError(f"The settings are longer than {_MOST} characters; leave out anchors that repeat others.")
+    """As JSON, a date as a word; a ValueError where anchors repeat each other until nothing can hold them."""
+    pieces = list(islice(json.JSONEncoder(default=str).iterencode(values), _MOST))
+    if len(pieces) == _MOST:
+        raise ValueError("The settings are too long to be those of a run; leave out anchors that repeat others.")
     return "".join(pieces)

@@ -1,7 +1,7 @@
 """Glow, its cut into parts, and the objective that each part minimises."""
 
 from .activations import NAMES, Activations, Compile, Drift, check_passage, make_passage
-from .build import ModelSettings, build, build_parts, steps_of
+from .build import ModelSettings, build, build_parts, provisional_prior, steps_of
 from .cut import CutConfig, HeadConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
 from .flow_model import Flow, Glow
 from .glow import GlowConfig, glow_steps
@@ -42,6 +42,7 @@ __all__ = [
     "glow_steps",
     "is_average",
     "make_passage",
+    "provisional_prior",
     "scheme_cut",
     "set_precision",
     "set_tensor_cores",

@@ -79,14 +79,18 @@ def _cut_and_prepare(
     levels = 1 if flow else settings.glow.levels
     at = scheme_cut(settings.cut, levels, len(flow_step_positions(steps)) // levels)
     top_prior = "standard" if flow else settings.glow.top_prior
-    slices, whole = truncate(steps, at, pixels.shape, top_prior, _provisional_prior(settings, flow))
+    slices, whole = truncate(steps, at, pixels.shape, top_prior, provisional_prior(settings, flow))
     for piece in (*slices, whole):
         set_precision(piece, settings.precision, settings.layout)
     return dict(enumerate(slices)), whole
 
 
-def _provisional_prior(settings: ModelSettings, flow: Maker | None) -> str | MakePrior:
-    """What a part learns with that is not the last: the name of a density, or what makes its head."""
+def provisional_prior(settings: ModelSettings, flow: Maker | None) -> str | MakePrior:
+    """What parts that are not the last learn with: the name of a density, or what makes their heads.
+
+    Raises:
+        ValueError: heads are asked for, and the flow of a script's own comes without.
+    """
     if settings.cut.provisional_prior != "flow":
         return settings.cut.provisional_prior
     if flow is not None and not isinstance(flow, UserFlow):

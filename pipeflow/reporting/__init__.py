@@ -1,9 +1,8 @@
 """Tables, charts and the HTML page."""
 
 from .html import page
-from .plan_chart import PLAN_MAKER, chart
-from .plan_tables import tables
-from .run_figures import REPORT_MAKER, Drawing
-from .run_history import Story, read
+from .plan_report import report_plan
+from .report_files import write_report
+from .run_history import RunHistory, read_run
 
-__all__ = ["PLAN_MAKER", "REPORT_MAKER", "Drawing", "Story", "chart", "page", "read", "tables"]
+__all__ = ["RunHistory", "page", "read_run", "report_plan", "write_report"]
