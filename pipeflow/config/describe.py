@@ -4,6 +4,8 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 import yaml
@@ -25,8 +27,8 @@ def describe() -> list[Setting]:
     """Every setting; a group, such as "glow", stands before its own. Defaults are those of the quickstart."""
     rows, quickstart = [], Config().as_dict()
     for name, field, owner in members(Config):
-        group, _, member = name.rpartition(".")
-        default = field.default if group in ("", "phases") else quickstart[group][member]
+        group = name.rpartition(".")[0]
+        default = field.default if group in ("", "phases") else reduce(getitem, name.split("."), quickstart)
         text = (
             ""
             if default is dataclasses.MISSING

@@ -90,7 +90,7 @@ def _named(origin: Path) -> tuple[Path, Manifest]:
 
 
 def _filled(settings: dict[str, Any], given: dict[str, Any]) -> Config:
-    """`given` over other settings; a cut that is given takes only the provisional prior and its heads from the other."""
+    """`given` over other settings; a cut that is given takes only the kind of provisional prior from the other one."""
     cut = given.get("cut")
     if isinstance(cut, dict) and not {"scheme", "parts", "at"}.isdisjoint(cut):
         unset = {"cut": dataclasses.asdict(CutConfig())}

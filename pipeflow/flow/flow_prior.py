@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .actnorm import ActNorm
 from .prior import StandardNormal
 from .step import Event, Step
 
@@ -28,6 +29,10 @@ class FlowPrior(StandardNormal):
     def __init__(self, steps: Sequence[Step], event: Event) -> None:
         super().__init__(event)
         self.steps = nn.ModuleList(steps)
+
+    @property
+    def started(self) -> bool:
+        return all(bool(module.initialised) for module in self.modules() if isinstance(module, ActNorm))
 
     def chain(self) -> list[Step]:
         """The steps of the head, in order."""

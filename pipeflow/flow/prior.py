@@ -22,6 +22,11 @@ class StandardNormal(nn.Module):
         super().__init__()
         self.event = event
 
+    @property
+    def started(self) -> bool:
+        """Whether it needs no data-dependent start any more; reads from the device."""
+        return True
+
     def log_prob(self, z: Tensor) -> Tensor:
         """(B, *event) → (B,), nats."""
         return normal_log_prob(z, torch.zeros_like(z))

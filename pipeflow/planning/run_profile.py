@@ -50,7 +50,9 @@ def measured_profile(
     costs = flow_step_costs(steps, measure_steps(steps, space.shape, batches, device, options))
     costs[0] = Cost(batches, _drawing(config, space, batches, device), (0.0,) * len(batches)) + costs[0]
     shapes = _shapes_after_flow_steps(steps, space.shape)
-    options = StepOptions(optimizer=optimizer, ema=config.ema)  # priors are neither compiled nor inverted
+    options = StepOptions(
+        config.precision, config.layout, optimizer=optimizer, ema=config.ema
+    )  # priors are neither compiled nor inverted
     known: dict[str, Cost] = {}
     priors = []
     for prior, shape in zip(_priors(config, steps, shapes, flow), shapes, strict=True):

@@ -62,5 +62,5 @@ def is_provisional(name: str) -> bool:
 
 
 def owner_of(name: str) -> str:
-    """The module that a parameter, or its moments, belong to."""
-    return name.split("/", 1)[-1].rsplit(".", 1)[0]
+    """The step or prior that a parameter, or its moments, belong to: "steps.17", "provisional.32"."""
+    return ".".join(name.split("/", 1)[-1].split(".")[:2])

@@ -20,7 +20,7 @@ def start(state: State, learners: tuple[int, ...]) -> None:
         state: the run; a joined model is started whole, in every process from the same images.
         learners: positions of the parts that are about to learn.
     """
-    new = set(learners) - state.progress.learned
+    new = set(learners) - state.progress.learned | _with_new_heads(state, learners)
     if not new:
         return
     run, weights, world = state.run, state.weights, state.run.world
@@ -38,3 +38,13 @@ def start(state: State, learners: tuple[int, ...]) -> None:
         for position in new & set(world.mine):
             equalise(world, weights.slices[position])
     state.progress.learned |= new
+
+
+def _with_new_heads(state: State, learners: tuple[int, ...]) -> set[int]:
+    """Those of the learning parts that learned with another border or prior, and have a new head now."""
+    run, weights = state.run, state.weights
+    if run.config.cut.provisional_prior != "flow" or weights.joined is not None:
+        return set()
+    learning = [position for position in run.world.mine if position in learners]
+    new = [position for position in learning if not weights.slices[position].prior.started]
+    return {position for positions in run.world.gather(new) for position in positions}

@@ -1,5 +1,6 @@
 """Heads: provisional priors that are small flows. All laws of training by parts hold with them."""
 
+import dataclasses
 import json
 import math
 
@@ -178,6 +179,19 @@ def test_the_flow_that_stops_behind_a_part_is_a_valid_one(runs):
     assert found == pytest.approx(evaluations[-1]["parts"][0]["bits_per_dim"], abs=1e-4)
     assert torch.equal(flow.decode(flow.encode(images[:8])), images[:8])
     assert flow.sample(4).shape == (4, *images.shape[1:])
+
+
+def test_cut_anew_new_heads_start_from_data(runs, tmp_path, capsys):
+    """A head whose border is gone is named, and so is one that is new; that one is started like any ActNorm."""
+    cut = CutConfig("explicit", 3, [1, 3], "flow")
+    config = dataclasses.replace(config_in(tmp_path / "run"), cut=cut, phases=[PhaseConfig("simultaneous", steps=2)])
+    fit(config, resume=runs[1] / "checkpoints" / "step-11")
+    said = capsys.readouterr().out
+    assert "provisional.3 starts afresh" in said
+    assert "provisional.4 is not carried over" in said
+    found = tensors(tmp_path / "run", 13)
+    started = [tensor for name, tensor in found.items() if name.startswith("provisional.3.") and "initialised" in name]
+    assert started and all(started)
 
 
 def test_an_export_holds_no_head(runs, tmp_path):
