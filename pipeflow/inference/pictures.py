@@ -1,6 +1,7 @@
 """What a trained flow makes of images, as batches to look at: on the way between two, there and back, cut short.
 
-`Flow.encode`, `decode` and `sample` do the work; here is what to ask them for. `sheet.draw_sheet` lays the results out.
+`Flow.encode`, `decode` and `sample` do the work; here is what to ask them for. `draw_sheet` of
+data/image_grid.py lays the results out.
 """
 
 import torch
