@@ -28,7 +28,7 @@ def tell(world: World, watch: Watch, error: BaseException) -> int:
     everything else.
     """
     line, code = _line(world, watch, error)
-    if world.claim(line):
+    if world.store.claim(line):
         if not isinstance(error, _EXPECTED):
             traceback.print_exception(error)
         print(f"pipeflow: {' '.join(line.split())}", file=sys.stderr, flush=True)
@@ -49,8 +49,6 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
             return str(error), 2
         case LostError():
             return _lost(world, watch, here, error), 1
-        case RuntimeError() if world.lost(error):
-            return _lost(world, watch, here, LostError("gradients were not averaged", error)), 1
         case FloatingPointError() | JoinError() | SaveError():
             return str(error), 1
         case OSError():
@@ -61,17 +59,16 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
 
 def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
     """The process that is to blame, not the one that noticed."""
-    overdue = "imed out" in str(error) or "imeout" in str(error)
     try:
         # Who closed a connection is gone itself: those that end for want of another have said so before. Its last sign
         # of life may be of a moment when it waited.
-        rank = watch.blame(error.rank) if overdue or error.rank is None else error.rank
+        rank = watch.blame(error.rank) if error.timed_out or error.rank is None else error.rank
         last = watch.last(rank) if rank is not None else {}
     except LostError:  # not even the store answers
         rank = None
     if rank is None:
         return f"{here}: {error}"
-    if overdue:
+    if error.timed_out:
         what, step = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)", last.get("step", "?")
     else:
         what, step = "its process is gone", world.pulse.step
@@ -81,6 +78,33 @@ def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
 def print_error(error: BaseException | str) -> None:
     """Prints a command's one line about what is wrong."""
     print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_refusal: Callable[[], None]) -> int:
+    """Runs a command that trains, in as many processes as there are; returns its exit code.
+
+    Args:
+        prepare: opens the world; returns it and the work that all its processes do.
+        on_refusal: called if `prepare` fails.
+
+    Returns:
+        0 or 1, or 2 for what the user can put right, or another code of `tell`.
+    """
+    try:
+        world, work = prepare()
+    except (ValueError, LostError) as error:
+        on_refusal()
+        if isinstance(error, ValueError):
+            leave_the_word_to_rank_0()
+        print_error(error)
+        return 2 if isinstance(error, ValueError) else 1
+    with Watch(world) as watch:
+        try:
+            work()
+        except (Exception, KeyboardInterrupt) as error:
+            return tell(world, watch, error)
+    world.close()
+    return 0
 
 
 def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option_for_less: str) -> int:

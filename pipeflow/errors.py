@@ -1,21 +1,17 @@
 """Errors with a cause that a command says in one sentence: who was lost, what could not be saved, who asked to stop."""
 
-import re
-
 
 class LostError(ConnectionError):
     """Another process did not answer.
 
-    Args:
-        message: what was not done for want of it.
-        error: of the transport; its words are kept, its source lines and advice are not.
+    Attributes:
         rank: of the other process, where it is known.
+        timed_out: whether it lives, as far as the transport knows, and what was due did not come in time.
     """
 
-    def __init__(self, message: str, error: Exception | None = None, rank: int | None = None) -> None:
-        words = re.sub(r"\[[^\]]*\.cc:\d+\]\s*|\. This is typically.*", "", " ".join(str(error or "").split()))
-        super().__init__(f"{message}: {words}" if words else message)
-        self.rank = rank
+    def __init__(self, message: str, rank: int | None = None, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.rank, self.timed_out = rank, timed_out
 
 
 class NoReturnError(LostError):

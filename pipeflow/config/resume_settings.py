@@ -38,11 +38,12 @@ def settle(
     config = _filled((base or Config()).as_dict(), given)
     origin = None if wish in (None, "auto") else Path(wish)
     run = Path(config.run_dir if "run_dir" in given else (origin and _run_of(origin)) or config.run_dir)
+    config = dataclasses.replace(config, run_dir=str(run))
     before_reading(run)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish, origin = "auto", None
     if wish is None:
-        return dataclasses.replace(config, run_dir=str(run)), None
+        return config, None
     settings = RunDirectory(run).settings
     source, manifest = _readable(run) if origin is None else _named(origin)
     if manifest:
@@ -51,7 +52,7 @@ def settle(
         then = read_file(settings)
         at, told = then["cut"]["at"] or [], settings
     else:
-        return dataclasses.replace(config, run_dir=str(run)), "auto"
+        return config, "auto"
     try:
         config = _filled(then, {"run_dir": str(run)} | given)
     except ValueError as error:

@@ -3,6 +3,10 @@
 Only this package and stream import torch.distributed.
 """
 
+from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
+from .data_parallel import full_tensor as whole
+from .data_parallel import local_tensor as local
+from .data_parallel import spread_like as placed
 from .device import choose_device
 from .graceful_stop import Stop
 from .grid import grid, owners
@@ -12,31 +16,41 @@ from .pipeline_1f1b import Engine
 from .process_settings import intra_op_threads, prepare_process
 from .process_world import open_world
 from .settings import WIRES, ParallelConfig, bytes_per_image
-from .sharding import local, placed, whole
 from .socket_counters import totals
+from .transport_errors import lost_error, others_answer
 from .watchdog import Watch
-from .world import World, say
+from .world import Members, ResumePoint, World, say
 
 __all__ = [
     "EVERYONE",
     "WIRES",
     "Engine",
+    "Members",
     "ParallelConfig",
     "Pulse",
+    "ResumePoint",
     "Stop",
     "Watch",
     "World",
+    "average_gradients",
     "bytes_per_image",
     "choose_device",
+    "equalise",
+    "full_tensor",
     "grid",
     "intra_op_threads",
     "keep_memory",
     "local",
+    "local_tensor",
+    "lost_error",
     "open_world",
+    "others_answer",
     "owners",
     "placed",
     "prepare_process",
     "say",
+    "shard",
+    "spread_like",
     "totals",
     "whole",
 ]

@@ -14,7 +14,7 @@ _POLL_S = 0.1
 
 def ask(world: World, cause: str) -> None:
     """Asks all processes to stop soon, from any process and any thread."""
-    world.note("asked", cause)
+    world.store.set("asked", cause)
 
 
 class Stop:
@@ -31,23 +31,23 @@ class Stop:
         self.world = world
         self.reached = 0
         self._looked = 0.0
-        self._named = bool(world.notes(["last"])[0])
+        self._named = world.store.get("last") is not None
 
     def before(self, step: int) -> None:
         """Called before batch `step`: the first process looks, now and then, whether somebody asked."""
         now = time.monotonic()
         if self.world.rank == 0 and not self._named and step > self.reached and now - self._looked >= _POLL_S:
             self._looked = now
-            if self.world.notes(["asked"])[0]:
+            if self.cause():
                 self._named = True
                 grid = self.world.grid
                 lead = grid.lead(self.world.config.depth) if grid.replicas > 1 else 0
-                self.world.note("last", str(step + lead))
+                self.world.store.set("last", step + lead)
 
     def after(self, step: int) -> bool:
         """Called behind batch `step`: whether it was the last."""
-        return self.world.notes(["last"])[0] == str(step)
+        return bool(self.world.store.get("last") == step)
 
     def cause(self) -> str:
         """Who asked; empty while nobody has."""
-        return self.world.notes(["asked"])[0]
+        return self.world.store.get("asked") or ""

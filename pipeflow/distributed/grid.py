@@ -78,6 +78,30 @@ class Grid:
         return f"{parts}{of} (rank {rank})"
 
 
+class Topology:
+    """One process in a grid.
+
+    Args:
+        grid: of all processes.
+        rank: of this one.
+
+    Attributes:
+        size: number of processes.
+        replica: number of this process's chain, from 0.
+        owner: rank of each part of this process's chain, by position.
+        mine: positions of this process's parts, consecutive, from 0.
+    """
+
+    def __init__(self, grid: Grid, rank: int) -> None:
+        self.grid, self.rank, self.size = grid, rank, grid.size
+        self.replica = grid.replica(rank)
+        self.owner, self.mine = grid.owner(self.replica), grid.held(rank)
+
+    def place(self, rank: int | None = None) -> str:
+        """How messages call a process, this one by default: "part 2 (rank 1)"."""
+        return self.grid.place(self.rank if rank is None else rank)
+
+
 def grid(parts: int, size: int, replicas: int | None = None) -> Grid:
     """The grid of `size` processes.
 

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from ..errors import LostError
-from .heartbeat import EVERYONE
+from .transport_errors import others_answer
 from .world import World
 
 Event = tuple[int, ...]
@@ -170,7 +169,7 @@ class Engine:
         with self._answered():
             if replicas > 1 and gradients:
                 flat = torch.cat([gradient.flatten() for gradient in gradients])
-                dist.all_reduce(flat, group=self.world.group("peers"))
+                dist.all_reduce(flat, group=self.world.group("replicas"))
                 shares = torch.split(flat / replicas, [gradient.numel() for gradient in gradients])
                 for gradient, share in zip(gradients, shares, strict=True):
                     gradient.copy_(share.view_as(gradient))
@@ -182,13 +181,11 @@ class Engine:
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """While the block runs, this process waits for the others; says so if they do not answer."""
+        """While the block runs, this process waits for the others."""
         try:
-            with self.world.pulse.waiting(EVERYONE):
+            with others_answer(self.world.pulse, "the pipeline's latents or gradients did not pass"):
                 yield
         except RuntimeError as error:
-            if self.world.lost(error):
-                raise LostError("the pipeline's latents or gradients did not pass", error) from error
             # What went wrong inside a part comes wrapped in a description of its tensors.
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None

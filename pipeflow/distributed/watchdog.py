@@ -4,7 +4,6 @@ The loop itself cannot: it is inside a wait or a computation. torchrun sees a pr
 was stopped, and a signal handler of Python's runs only when the loop comes back from its wait.
 """
 
-import json
 import os
 import select
 import signal
@@ -37,7 +36,7 @@ class Watch:
         self.world, self.config = world, world.config
         self.others = [rank for rank in range(world.size) if rank != world.rank]
         self._number = 0
-        self._seen: dict[int, tuple[str, float]] = {}
+        self._seen: dict[int, tuple[int, float]] = {}
         self._active: dict[int, tuple[int, float]] = {}
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -64,7 +63,7 @@ class Watch:
         os.write(self._write, b"\0")
         self._thread.join()
         if error is None:
-            self.world.note(f"alive/{self.world.rank}", "")  # done, not lost
+            self.world.store.set(f"alive/{self.world.rank}", None)  # done, not lost
         if self._handlers:
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._handlers.items():
@@ -108,8 +107,7 @@ class Watch:
 
     def last(self, rank: int) -> dict[str, Any]:
         """The last sign of life of a process: "step", "beats", "waits_for"; empty if there was none."""
-        text = self.world.notes([f"alive/{rank}"])[0]
-        return json.loads(text) if text else {}
+        return self.world.store.get(f"alive/{rank}") or {}
 
     @property
     def _patience_s(self) -> float:
@@ -138,7 +136,7 @@ class Watch:
             except LostError as error:
                 fault = f"{self.world.place()}, step {self.world.pulse.step}: {error}"
             if fault:
-                if self.world.claim(fault):
+                if self.world.store.claim(fault):
                     print(f"pipeflow: {fault}", file=sys.stderr, flush=True)
                 os._exit(1)
             if told_since and now - told_since > 2 * self.config.heartbeat_s + 1:
@@ -166,20 +164,16 @@ class Watch:
     def _beat(self) -> None:
         self._number += 1
         pulse = self.world.pulse
-        self.world.note(
-            f"alive/{self.world.rank}",
-            json.dumps({"n": self._number, "step": pulse.step, "beats": pulse.beats, "waits_for": pulse.waits_for}),
-        )
+        sign = {"n": self._number, "step": pulse.step, "beats": pulse.beats, "waits_for": pulse.waits_for}
+        self.world.store.set(f"alive/{self.world.rank}", sign)
 
     def _look(self, now: float) -> str:
         """What is wrong with another process; empty if nothing is."""
         for rank in self.others:
-            text = self.world.notes([f"alive/{rank}"])[0]
-            if not text:
+            if not (sign := self.last(rank)):
                 continue
-            sign = json.loads(text)
-            if self._seen.get(rank, ("", now))[0] != text:
-                self._seen[rank] = (text, now)
+            if rank not in self._seen or self._seen[rank][0] != sign["n"]:
+                self._seen[rank] = (sign["n"], now)
             # Before the first batch there may be a data set to be decoded, for as long as it takes.
             waits = sign["waits_for"] is not None or not sign["step"]
             if waits or rank not in self._active or self._active[rank][0] != sign["beats"]:
@@ -198,4 +192,4 @@ class Watch:
         return time.monotonic() - self._seen[rank][1] if rank in self._seen else 0.0
 
     def _told(self) -> bool:
-        return bool(self.world.notes(["fault"])[0])
+        return self.world.store.claimed()

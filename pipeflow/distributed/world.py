@@ -1,48 +1,55 @@
-"""The processes: which one holds which part, on what device, and how they reach each other.
+"""The processes of a run: which one holds which part, on what device, and what they can do together.
 
 `torch.distributed` is global, spells its peers as numbers and fails where it was never initialised. A `World` names the
 few things the package needs of it; a world of one process answers the same calls, so nobody else asks "distributed?".
 """
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from torch import nn
 from tqdm import tqdm
 
 from ..errors import NoReturnError
 from .device import choose_device
-from .grid import grid
+from .grid import Topology, grid
 from .heartbeat import Pulse
+from .key_value import KeyValueStore
 from .settings import ParallelConfig
 
 T = TypeVar("T")
+Members = Literal["everyone", "chain", "replicas"]
+"""All processes, those of this chain, or those that hold the same parts as this process."""
 
 
-class World:
+class ResumePoint(NamedTuple):
+    """The beginning of a segment of training, where processes wait for one that they have lost."""
+
+    phase: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"step {self.step} of phase {self.phase}"
+
+
+class World(Topology):
     """One process that holds every part.
 
     Attributes:
-        rank, size: of this process, of the world.
-        grid: chains of processes side by side.
-        replica: number of this process's chain, from 0.
+        config: how parts are spread.
         device: where the parts of this process live.
-        owner: rank of each part of this process's chain, by position.
-        mine: positions of this process's parts, consecutive, from 0.
         pulse: what this process is doing right now.
-        standing: where the others wait for this process, which they have lost; empty where all began together.
+        store: short values that every process can set and read at any time.
+        resume_point: where the others wait for this process, which they have lost; None where all began together.
     """
 
-    rank, size = 0, 1
-    standing = ""
+    resume_point: ResumePoint | None = None
 
-    def __init__(self, config: ParallelConfig, parts: int, device: str) -> None:
+    def __init__(self, config: ParallelConfig, parts: int, device: str, rank: int = 0, size: int = 1) -> None:
+        super().__init__(grid(parts, size, config.replicas), rank)
         self.config = config
-        self.grid = grid(parts, self.size, config.replicas)
-        self.replica = self.grid.replica(self.rank)
-        self.owner, self.mine = self.grid.owner(self.replica), self.grid.held(self.rank)
         self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if config.rejoin_s and self.grid.replicas > 1:
             raise ValueError(
@@ -52,72 +59,87 @@ class World:
         if config.backend == "nccl" and self.device.type != "cuda":
             raise ValueError("parallel.backend is nccl, but the run is on the CPU (device); use gloo or auto.")
         self.pulse = Pulse()
-        self._notes: dict[str, str] = {}
+        self.store = KeyValueStore()
 
-    def exchange(self, data: bytes) -> list[bytes]:
-        """Everybody's bytes to everybody, by rank. All processes must call it, in the same order."""
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Everybody's bytes to everybody, by rank. All processes must call it, in the same order.
+
+        Raises:
+            LostError: from here and from every method that builds on it, where another process did not answer.
+        """
         return [data]
 
-    def agree(self, subject: str, mine: str, by_chain: bool = False) -> None:
-        """A ValueError, in every process, where `mine` is not the same in all of them, or all of a chain.
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value to everybody, by rank; a value is what JSON can hold, and comes back as JSON reads it."""
+        everyone = self.gather_bytes(b"" if value is None else json.dumps(value).encode())
+        return [json.loads(data) if data else None for data in everyone]
 
-        All must call it.
-        """
-        said = [data.decode() for data in self.exchange(mine.encode())]
-        for rank, theirs in enumerate(said):
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, in every process; those of the others are ignored."""
+        return self.gather(value if self.rank == 0 else None)[0]
+
+    def barrier(self) -> None:
+        """Returns when every process has called it."""
+        self.gather_bytes(b"")
+
+    def agree(self, subject: str, value: str, by_chain: bool = False) -> None:
+        """A ValueError, in every process, where `value` is not the same in all of them, or all of a chain."""
+        values = self.gather(value)
+        for rank, other in enumerate(values):
             first = self.grid.chain(self.grid.replica(rank))[0] if by_chain else 0
-            if theirs != said[first]:
+            if other != values[first]:
                 raise ValueError(
-                    f"The processes disagree about {subject}: rank {first} has {said[first]}, rank {rank} has {theirs}."
-                    " Start every process with the same settings, data and versions."
+                    f"The processes disagree about {subject}: rank {first} has {values[first]}, rank {rank} has "
+                    f"{other}. Start every process with the same settings, data and versions."
                 )
 
-    def first(self, work: Callable[[], T]) -> T:
-        """Rank 0 does the work, then all others do; what is wrong on rank 0 is everyone's error, said once."""
-        return work()
+    def on_rank_0(self, work: Callable[[], T]) -> T:
+        """Rank 0 does the work; every process gets what it returns, a value that JSON can hold.
 
-    def rejoin(self, standing: str) -> None:
+        Raises:
+            ValueError: in every process, with the message of the one that the work has raised.
+        """
+        answer: dict[str, Any] = {}
+        cause = None
+        if self.rank == 0:
+            try:
+                answer["value"] = work()
+            except ValueError as error:
+                cause, answer["error"] = error, str(error)
+        answer = self.broadcast(answer)
+        if "error" in answer:
+            raise cause or ValueError(answer["error"])
+        value: T = answer["value"]
+        return value
+
+    def rank_0_first(self, work: Callable[[], T]) -> T:
+        """Every process does the work, the others after rank 0: it may have to download what the others then read.
+
+        Raises:
+            ValueError: what the work raises in rank 0, in every process.
+        """
+        done: list[T] = []
+        self.on_rank_0(lambda: done.append(work()))
+        return done[0] if done else work()
+
+    def rejoin(self, waits_at: ResumePoint) -> None:
         """Leaves the others, one of whom is lost, and meets them again with the one that takes its place.
 
         Args:
-            standing: where this process waits; must be the same in all that do.
+            waits_at: where this process waits; must be the same in all that do.
 
         Raises:
-            NoReturnError: nobody took its place in time, or the others stand elsewhere.
+            NoReturnError: nobody took its place in time, or the others wait elsewhere.
             LostError: another process was lost while they met.
         """
         raise NoReturnError("there is no other process")
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over all processes; they must hold equal weights already."""
-        return module
-
-    def shard(self, module: nn.Module, units: Iterable[nn.Module]) -> None:
-        """Spreads the module's parameters over all processes, which must hold equal ones, and moves it to the device.
-
-        Args:
-            module: afterwards its forward and backward passes gather what they need, unit by unit.
-            units: modules in it, none inside another; what is in none of them is gathered at once.
-        """
-        module.to(self.device)
-
-    def wrap_part(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the replicas of this process's parts."""
-        return module
-
-    def equalise(self, module: nn.Module) -> None:
-        """Gives all replicas of a module the weights and buffers of the first."""
-
-    def lost(self, error: Exception) -> bool:
-        """Whether an error out of a wrapped module's backward pass says that another process did not answer."""
-        return False
 
     def edge(self, border: int) -> Any:
         """The group of the two processes around a border of this chain, counted from 0; None within a process."""
         return None
 
-    def group(self, who: Literal["everyone", "chain", "peers"]) -> Any:
-        """The group of all processes, of this chain's, or of those that hold the same parts; None for one alone."""
+    def group(self, members: Members) -> Any:
+        """A group of `torch.distributed`; None in a world of one process."""
         return None
 
     @property
@@ -125,21 +147,45 @@ class World:
         """Whether packets of a GPU have to travel through host memory."""
         return False
 
+    # Old names, until every caller has the new ones.
+    def exchange(self, data: bytes) -> list[bytes]:
+        return self.gather_bytes(data)
+
+    def first(self, work: Callable[[], T]) -> T:
+        return self.rank_0_first(work)
+
+    @property
+    def standing(self) -> bool:
+        return self.resume_point is not None
+
     def note(self, key: str, text: str) -> None:
-        """Leaves a short note that every process can read at any time."""
-        self._notes[key] = text
+        self.store.set(key, text)
 
     def notes(self, keys: list[str]) -> list[str]:
-        """The latest notes under `keys`, empty where there was none yet."""
-        return [self._notes.get(key, "") for key in keys]
+        return [self.store.get(key) or "" for key in keys]
 
     def claim(self, text: str) -> bool:
-        """True for the one process that is the first to say what ended the run."""
-        return True
+        return self.store.claim(text)
 
-    def place(self, rank: int | None = None) -> str:
-        """How messages call a process, this one by default: "part 2 (rank 1)"."""
-        return self.grid.place(self.rank if rank is None else rank)
+    def wrap(self, module: Any) -> Any:
+        from .data_parallel import average_gradients
+
+        return average_gradients(self, module, "everyone")
+
+    def wrap_part(self, module: Any) -> Any:
+        from .data_parallel import average_gradients
+
+        return average_gradients(self, module, "replicas")
+
+    def shard(self, module: Any, units: Any) -> None:
+        from .data_parallel import shard
+
+        shard(self, module, units)
+
+    def equalise(self, module: Any) -> None:
+        from .data_parallel import equalise
+
+        equalise(self, module)
 
     def close(self) -> None:
         """Leaves the world."""

@@ -1,33 +1,32 @@
 """What a run will cost: measured once per kind of flow step, computed for every cut."""
 
-from .balance import balanced_cut, flow_step_costs, measure_steps
-from .forecast import Forecast, Link, compare
-from .placement import Placement, place
-from .plan import Outlook, Setting, as_json, look
+from .balance import balanced_cut, resolve_cut
+from .cautions import cautions
+from .forecast import Forecast, compare
+from .link import Link
+from .make_plan import PlanOptions, make_plan
+from .measure import measure_steps
+from .placement import Placement, place_processes
+from .plan import Plan
 from .profile import Profile
-from .saved_plan import FILE, FORMAT, capacity, device_name, read_plan, subject
-from .survey import events_behind, survey
+from .run_profile import measured_profile
+from .saved_plan import MADE_BY, as_json
 
 __all__ = [
-    "FILE",
-    "FORMAT",
+    "MADE_BY",
     "Forecast",
     "Link",
-    "Outlook",
     "Placement",
+    "Plan",
+    "PlanOptions",
     "Profile",
-    "Setting",
     "as_json",
     "balanced_cut",
-    "capacity",
+    "cautions",
     "compare",
-    "device_name",
-    "events_behind",
-    "flow_step_costs",
-    "look",
+    "make_plan",
     "measure_steps",
-    "place",
-    "read_plan",
-    "subject",
-    "survey",
+    "measured_profile",
+    "place_processes",
+    "resolve_cut",
 ]

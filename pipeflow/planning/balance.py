@@ -1,74 +1,89 @@
-"""Measured step times → the cut whose slowest part is as fast as possible.
+"""The cut whose slowest part is as fast as possible, from measured costs.
 
-Multiply-adds predict a GPU's time badly at the small latents of the deep levels; the clock does not. Steps of one kind
-and the same shapes take equally long, so each is measured once.
+Multiply-adds predict a GPU's time badly at the small latents of the deep levels; the clock does not. `plan` and `train`
+both measure with `measured_profile` and cut with `balanced_cut`.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 
-from ..flow import Event, Step
-from .measure import measure
-from .profile import Cost
+from ..config import Config
+from ..data import Space
+from ..flow import Step
+from ..model import CutConfig
+from .link import Link
+from .profile import Profile
+from .run_profile import measured_profile
 
-Additive = TypeVar("Additive", float, Cost)
 
-
-def measure_steps(steps: Sequence[Step], event: Event, batch: int, device: torch.device) -> list[float]:
-    """Seconds of forward, backward and update of every step.
+def resolve_cut(config: Config, space: Space, steps: Sequence[Step], device: torch.device, images: int) -> CutConfig:
+    """The cut of a run as an explicit list of borders; a balanced one is measured, here and now.
 
     Args:
+        config: the run's settings.
+        space: of the data.
         steps: the whole flow; neither changed nor moved.
-        event: shape of what enters.
-        batch: images, as in the run.
         device: where the run takes place.
+        images: that a part gets of a batch: all of them, or a replica's share.
     """
-    return [cost.tick(batch) for cost in measure(steps, event, (batch,), device)]
+    if config.cut.scheme != "balanced":
+        return config.cut
+    at = balanced_cut(measured_profile(config, space, steps, device, (images,)), config.cut.parts, images)
+    return CutConfig("explicit", config.cut.parts, list(at), config.cut.provisional_prior)
 
 
-def flow_step_costs(steps: Sequence[Step], costs: Sequence[Additive]) -> list[Additive]:
-    """Costs of each flow step, with those of the squeeze that opens it and the split that closes it."""
-    found: list[Additive] = []
-    opening: list[Additive] = []
-    for step, cost in zip(steps, costs, strict=True):
-        if step.place == "opens":
-            opening.append(cost)
-        elif step.place == "closes":
-            found[-1] = found[-1] + cost
-        else:
-            for before in opening:
-                cost = before + cost
-            found.append(cost)
-            opening = []
-    return found
+def balanced_cut(profile: Profile, parts: int, images: int, link: Link | None = None) -> tuple[int, ...]:
+    """Flow steps before each border of the cut whose slowest part, or link, takes the fewest seconds.
+
+    Args:
+        profile: what was measured.
+        parts: number of parts.
+        images: that a part gets of a batch.
+        link: between two devices; links take no time by default.
+
+    Raises:
+        ValueError: more parts than flow steps.
+    """
+    return smallest_maximum(
+        [cost.seconds(images) for cost in profile.steps],
+        parts,
+        [cost.seconds(images) for cost in profile.priors],
+        [link.seconds(size * images) for size in profile.packet_bytes] if link else None,
+    )
 
 
-def balanced_cut(costs: Sequence[float], parts: int, carry: Sequence[float] | None = None) -> tuple[int, ...]:
+def smallest_maximum(
+    costs: Sequence[float], parts: int, endings: Sequence[float] | None = None, carry: Sequence[float] | None = None
+) -> tuple[int, ...]:
     """The borders with the smallest possible largest part; among equals, the parts before the largest are balanced too.
 
     Args:
         costs: seconds of each flow step.
         parts: number of parts.
-        carry: seconds that a packet takes over a border behind each flow step; the largest of them counts like a part.
-            Links take no time by default.
+        endings: seconds that a part takes besides if it ends after each flow step; none by default.
+        carry: seconds that a packet takes over a border after each flow step; the largest of them counts like a part.
 
     Raises:
         ValueError: more parts than flow steps.
     """
-    if parts > len(costs):
-        raise ValueError(f"cut.parts is {parts}, but the flow has only {len(costs)} flow steps.")
-    carry = carry or [0.0] * len(costs)
+    many = len(costs)
+    if parts > many:
+        raise ValueError(f"cut.parts is {parts}, but the flow has only {many} flow steps.")
+    endings, carry = endings or [0.0] * many, carry or [0.0] * many
     before = [0.0]
     for cost in costs:
         before.append(before[-1] + cost)
     # best[end]: (largest part, borders) of the first `end` flow steps in so many parts.
-    best: dict[int, tuple[float, tuple[int, ...]]] = {end: (before[end], ()) for end in range(1, len(costs) + 1)}
+    best: dict[int, tuple[float, tuple[int, ...]]]
+    best = {end: (before[end] + endings[end - 1], ()) for end in range(1, many + 1)}
     for _ in range(parts - 1):
         best = {
-            end: min((max(best[border][0], carry[border - 1], before[end] - before[border]), (*best[border][1], border))
-                     for border in best if border < end)
-            for end in range(min(best) + 1, len(costs) + 1)
+            end: min(
+                (max(best[border][0], carry[border - 1], before[end] - before[border] + endings[end - 1]),
+                 (*best[border][1], border))
+                for border in best if border < end
+            )
+            for end in range(min(best) + 1, many + 1)
         }  # fmt: skip
-    return best[len(costs)][1]
+    return best[many][1]

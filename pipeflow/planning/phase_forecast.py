@@ -1,8 +1,8 @@
-"""How long a phase takes for the processes that carry it out, be they fewer or more than the devices.
+"""Seconds of a phase for the processes that carry it out, be they fewer or more than the devices.
 
-A forecast speaks of a device a part, where every part learns. A run has turns in which one part learns and others rest,
-processes that hold several parts, and on a laptop more processes than cores: no set of them can be faster than its
-busiest process, nor than all work shared by as many as can compute at once.
+A forecast speaks of a device per part, where every part learns. A run has turns in which one part learns and others
+rest, processes that hold several parts, and on a laptop more processes than cores: no set of them can be faster than
+its busiest process, nor than all work shared by as many as can compute at once.
 """
 
 from collections.abc import Sequence
@@ -10,43 +10,44 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..config import EndToEndConfig, Turn, micro_batches
-from .forecast import Forecast, Link, part_seconds, ring_bytes, share, with_micros
+from .forecast import Forecast, part_seconds, share, with_micro_batches
+from .link import Link, ring_bytes
 from .profile import Profile
 
 
 @dataclass(frozen=True)
-class Crew:
+class Processes:
     """The processes that carry a run out.
 
     Attributes:
-        owner: process of each part in a chain, counted from the chain's first; it computes its parts in turns.
+        stage_of_part: process of each part in a chain, counted from the chain's first; it computes its parts in turns.
         replicas: chains side by side.
         at_once: how many of all processes can compute at the same time; the others take turns with them.
     """
 
-    owner: tuple[int, ...]
+    stage_of_part: tuple[int, ...]
     replicas: int
     at_once: float
 
     @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return self.stages * self.replicas
+    def stages(self) -> int:
+        """Number of processes in a chain."""
+        return max(self.stage_of_part) + 1
 
     @property
-    def stages(self) -> int:
-        """Processes in a chain."""
-        return max(self.owner) + 1
+    def size(self) -> int:
+        """Number of all processes."""
+        return self.stages * self.replicas
 
 
 def phase_seconds(
     profile: Profile,
     at: Sequence[int],
     turns: Sequence[Turn],
-    joined: EndToEndConfig | None,
+    end_to_end: EndToEndConfig | None,
     batch: int,
     link: Link,
-    crew: Crew,
+    processes: Processes,
 ) -> float:
     """Seconds of training that a phase takes, as this package carries it out; without evaluations and checkpoints.
 
@@ -54,50 +55,51 @@ def phase_seconds(
         profile: what was measured.
         at: flow steps before each border.
         turns: of the phase.
-        joined: how the whole model is spread, in an end-to-end phase; None by parts.
+        end_to_end: how the whole model is spread, in an end-to-end phase; None by parts.
         batch: images, over all processes.
         link: between two processes.
-        crew: who carries it out.
+        processes: that carry the phase out.
     """
-    if joined is None:
-        return sum(turn.steps * _tick_seconds(profile, at, turn, batch, link, crew) for turn in turns)
-    if joined.engine == "pipeline" and crew.stages > 1:
-        found = pipeline(profile, at, joined, batch, link, crew)
-        computing = (1 - found.idle) * found.seconds * crew.size
-        return max(found.seconds, computing / crew.at_once) * sum(turn.steps for turn in turns)
-    whole = profile.parts(())[0]
-    crowd = max(1.0, crew.size / crew.at_once)
-    images = share(batch, crew.size)
-    averaging = link.seconds(ring_bytes(whole.parameters, crew.size))
-    step = crowd * (whole.forward(images) + whole.update_s) + max(crowd * whole.backward(images), averaging)
-    return step * sum(turn.steps for turn in turns)
+    if end_to_end is None:
+        return sum(turn.steps * _turn_seconds(profile, at, turn, batch, link, processes) for turn in turns)
+    steps, crowding = sum(turn.steps for turn in turns), max(1.0, processes.size / processes.at_once)
+    if end_to_end.engine == "pipeline" and processes.stages > 1:
+        found = pipeline(profile, at, end_to_end, batch, link, processes)
+        computing = (1 - found.idle) * found.seconds * processes.size
+        return steps * max(found.seconds, computing / processes.at_once)
+    flow, images = profile.parts(())[0], share(batch, processes.size)
+    averaging = link.seconds(ring_bytes(flow.parameters, processes.size))
+    forward_and_update = crowding * (flow.forward(images) + flow.update_s)
+    return steps * (forward_and_update + max(crowding * flow.backward(images), averaging))
 
 
 def pipeline(
-    profile: Profile, at: Sequence[int], joined: EndToEndConfig, batch: int, link: Link, crew: Crew
+    profile: Profile, at: Sequence[int], end_to_end: EndToEndConfig, batch: int, link: Link, processes: Processes
 ) -> Forecast:
-    """A batch end to end in the engine's pipeline: each process keeps its parts, and so many micro-batches are cut."""
-    borders = [border for border, pair in zip(at, pairwise(crew.owner), strict=True) if pair[0] != pair[1]]
-    images = share(batch, crew.replicas)
+    """A batch end to end in the engine's pipeline: each process keeps its parts, and cuts as many micro-batches."""
+    stages = pairwise(processes.stage_of_part)
+    borders = [border for border, (stage, after) in zip(at, stages, strict=True) if stage != after]
+    images = share(batch, processes.replicas)
     try:
-        micros = micro_batches(joined.micro_batches, images, crew.stages)
+        count = micro_batches(end_to_end.micro_batches, images, processes.stages)
     except ValueError:  # a run would refuse; what it would be like is still of interest
-        micros = min(images, crew.stages)
-    return with_micros("1F1B", profile, borders, images, micros, link, crew.replicas)
+        count = min(images, processes.stages)
+    return with_micro_batches(profile, borders, images, count, link, processes.replicas)
 
 
-def _tick_seconds(profile: Profile, at: Sequence[int], turn: Turn, batch: int, link: Link, crew: Crew) -> float:
-    """Seconds a batch: parts before the last learner at least run forward, those behind it rest."""
-    owner, images, last = crew.owner, share(batch, crew.replicas), max(turn.learners)
-    costs = profile.parts(at)[: last + 1]
+def _turn_seconds(
+    profile: Profile, at: Sequence[int], turn: Turn, batch: int, link: Link, processes: Processes
+) -> float:
+    """Seconds per batch: parts before the last learner at least run forward, those after it rest."""
+    stage_of, images, last = processes.stage_of_part, share(batch, processes.replicas), max(turn.learners)
     work = [
-        part_seconds(cost, images, link, crew.replicas) if part in turn.learners else cost.forward(images)
-        for part, cost in enumerate(costs)
+        part_seconds(cost, images, link, processes.replicas) if part in turn.learners else cost.forward(images)
+        for part, cost in enumerate(profile.parts(at)[: last + 1])
     ]
-    busy = [sum(work[part] for part in range(last + 1) if owner[part] == rank) for rank in range(max(owner) + 1)]
+    busy = [sum(work[part] for part in range(last + 1) if stage_of[part] == stage) for stage in range(processes.stages)]
     carrying = [
-        link.seconds(sent * images)
-        for border, sent in enumerate(profile.sent(at)[:last])
-        if owner[border] != owner[border + 1]
+        link.seconds(size * images)
+        for border, size in enumerate(profile.border_bytes(at)[:last])
+        if stage_of[border] != stage_of[border + 1]
     ]
-    return max([*busy, *carrying, sum(work) * crew.replicas / crew.at_once])
+    return max([*busy, *carrying, sum(work) * processes.replicas / processes.at_once])

@@ -1,17 +1,15 @@
-"""Pipelines that train end to end, simulated: how long a batch takes with GPipe and with 1F1B.
+"""Simulates a pipeline that trains end to end: how long a batch takes with 1F1B.
 
-With equal stages the share of time lost is (P − 1)/(M + P − 1) for both (Huang et al., "GPipe", 2019, §2.3; Narayanan
-et al., "Efficient Large-Scale Language Model Training", 2021, §2.2). The stages of a flow are not equal, and their
-latents take time to travel, so here every operation of every stage is put on a time line: it begins when the operation
-before it on its device has ended and what it needs has arrived. Devices compute while their links carry, links carry
+With equal stages the share of time lost is (P − 1)/(M + P − 1) (Narayanan et al., "Efficient Large-Scale Language Model
+Training", 2021, §2.2). The stages of a flow are not equal, and their latents take time to travel, so here every
+operation of every stage is put on a time line: it begins when the operation before it on its device has ended and what
+it needs has arrived. Devices compute while their links carry, links carry
 both ways at once, nothing has latency: a real pipeline is at best as fast.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
-PipelineName = Literal["GPipe", "1F1B"]
 
 
 class Operation(NamedTuple):
@@ -37,16 +35,14 @@ class Stages:
     carry_s: Sequence[Sequence[float]]
 
 
-def order(name: PipelineName, stage: int, stages: int, micros: int) -> list[Operation]:
-    """What one stage does for one batch.
+def order(stage: int, stages: int, micros: int) -> list[Operation]:
+    """What one stage does for one batch: forward as far as the last stage needs, then backward and forward in turns.
 
     Args:
-        name: "GPipe": all forward, then all backward. "1F1B": forward as far as the last stage needs, then backward and
-            forward in turns, which keeps fewer activations.
-        stage: from 0.
+        stage: counted from 0.
         stages, micros: how many there are.
     """
-    ahead = micros if name == "GPipe" else min(micros, stages - stage)
+    ahead = min(micros, stages - stage)
     operations = [Operation("forward", micro) for micro in range(ahead)]
     for micro in range(micros):
         operations.append(Operation("backward", micro))
@@ -55,43 +51,43 @@ def order(name: PipelineName, stage: int, stages: int, micros: int) -> list[Oper
     return [*operations, Operation("update")]
 
 
-def period(name: PipelineName, stages: Stages, batches: int = 3) -> float:
+def period(stages: Stages, batches: int = 3) -> float:
     """Seconds from one batch to the next: of the last two of `batches` that follow each other without a pause.
 
     A stage may begin with the next batch as soon as it has updated its own weights.
     """
     many, micros = len(stages.forward_s), len(stages.forward_s[0])
-    plans = [order(name, stage, many, micros) * batches for stage in range(many)]
+    plans = [order(stage, many, micros) * batches for stage in range(many)]
     done = [0] * many  # operations that are on the time line
     free = [0.0] * many  # when each device has ended the last of them
     carried: dict[tuple[str, int], float] = {}  # when each link, in each direction, has carried the last
     arrived: dict[tuple[int, str, int, int], float] = {}  # (stage, kind, micro, batch) → when its input is there
-    ends: list[float] = []
+    updated: list[float] = []  # when the first stage has updated its weights
     while any(done[stage] < len(plans[stage]) for stage in range(many)):
         before = sum(done)
         for stage in range(many):
             while done[stage] < len(plans[stage]):
                 kind, micro = plans[stage][done[stage]]
                 batch = done[stage] // (2 * micros + 1)
-                given = _given(stage, kind, micro, batch, many, arrived)
-                if given is None:
+                ready = _input_arrival(stage, kind, micro, batch, many, arrived)
+                if ready is None:
                     break
-                end = max(free[stage], given) + _seconds(stages, stage, kind, micro)
+                end = max(free[stage], ready) + _seconds(stages, stage, kind, micro)
                 free[stage], done[stage] = end, done[stage] + 1
                 if kind == "update":
-                    ends += [end] * (stage == 0)
+                    updated += [end] * (stage == 0)
                 elif 0 <= (after := stage + (1 if kind == "forward" else -1)) < many:
                     link = (kind, min(stage, after))
                     carried[link] = max(end, carried.get(link, 0.0)) + stages.carry_s[min(stage, after)][micro]
                     arrived[after, kind, micro, batch] = carried[link]
         assert sum(done) > before, "no operation can begin: the orders of the stages do not fit"
-    return ends[-1] - ends[-2]
+    return updated[-1] - updated[-2]
 
 
-def _given(
+def _input_arrival(
     stage: int, kind: str, micro: int, batch: int, many: int, arrived: dict[tuple[int, str, int, int], float]
 ) -> float | None:
-    """When what an operation needs from another stage is there; None as long as nobody has made it."""
+    """When the input of an operation has arrived from another stage; None as long as it is not computed."""
     if kind == "update" or stage == (0 if kind == "forward" else many - 1):
         return 0.0
     return arrived.get((stage, kind, micro, batch))

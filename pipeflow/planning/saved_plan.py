@@ -1,121 +1,57 @@
-"""`plan.json` in a run's directory: what `python -m pipeflow.plan` measured, read again when the run is under way.
+"""What `plan.json` says."""
 
-A prediction that is made by the run itself would cost it time, or be made of what has been achieved already. So `train`
-measures nothing: where a plan for the same flow on the same kind of device lies in the run directory, what it measured
-is turned into what these processes should do, and stands beside what they did.
-"""
-
-import json
-import os
-import platform
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import torch
 
-from ..config import Config, PhaseConfig, phase_steps, turns
-from ..distributed import World, owners
-from ..model import scheme_cut
-from .forecast import Link
-from .phase_forecast import Crew, phase_seconds
-from .profile import Profile
+from .cautions import cautions
+from .forecast import Forecast
+from .plan import Plan
 
-FILE = "plan.json"
-FORMAT = 1
+MADE_BY = "pipeflow.plan"
+"""In plan.json and plan.png, so that no other file is written over."""
 
 
-def device_name(device: torch.device) -> str:
-    """What the figures of a plan belong to."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values; seconds, bytes, bits per second, images per second throughout.
 
-
-def subject(config: Config, image: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """All that the measured costs depend on, by the names of the settings."""
-    values = config.as_dict()
-    return {
-        **{name: values[name] for name in ("glow", "precision", "layout", "compile", "activations", "ema")},
-        "data.batch": config.data.batch,
-        "data.flip": config.data.flip,
-        "cut.provisional_prior": config.cut.provisional_prior,
-        "parallel.threads": config.parallel.threads,
-        "optimizer": config.phases[0].optimizer,
-        "image": list(image),
-        "device": device_name(device),
-    }
-
-
-def at_once(world: World) -> float:
-    """How many of a world's processes can compute at the same time: a device or so many cores each, on every host."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
-    return world.size * min(1.0, capacity(world.device, world.config.threads) / local)
-
-
-def capacity(device: torch.device, threads: int) -> float:
-    """How many processes this host has devices, or cores, for."""
-    if device.type == "cuda":
-        return torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1.0, cores / threads)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The plan of a run, if there is one that fits.
-
-    Attributes:
-        profile: what was measured; None without a plan.
-        link: that the plan was made for.
-        said: what is to be said about a plan that is not used.
+    Returns:
+        image, images, batch: (C, H, W), training images, images per step.
+        device, memory_bytes, busy, link_bits_per_s, least_link_bits_per_s: as `Plan` describes them.
+        at: flow steps before each border.
+        parts: a `PartRow` each.
+        ways: a `Forecast` each, with "fits": whether a device has the memory.
+        best: for 1, 2, … devices, the ways with the best cut.
+        phases: a `PhaseRow` each: seconds and images_per_s by who carries the phase out.
+        placement: a `PlacedProcess` each, its parts as first and end; null without --hosts.
+        cautions: sentences.
+        made_by, format, torch, config, profile: where the figures come from.
     """
 
-    profile: Profile | None
-    link: Link
-    said: str = ""
+    def forecasts(ways: list[Forecast]) -> list[dict[str, Any]]:
+        return [{**dataclasses.asdict(way), "fits": plan.fits(way)} for way in ways]
 
-    def images_per_s(self, config: Config, settings: PhaseConfig, images: int, world: World) -> float | None:
-        """What a phase should reach in these processes; None without a plan.
-
-        Args:
-            config: with an explicit cut.
-            settings: of the phase.
-            images: size of the training set.
-            world: the processes.
-        """
-        if self.profile is None:
-            return None
-        batch, parts = config.data.batch, config.cut.parts
-        crew = Crew(owners(parts, world.grid.stages), world.grid.replicas, at_once(world))
-        at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
-        plan = turns(settings, parts, images, batch)
-        joined = config.end_to_end if settings.schedule == "end_to_end" else None
-        return (
-            phase_steps(settings, images, batch)
-            * batch
-            / phase_seconds(self.profile, at, plan, joined, batch, self.link, crew)
-        )
-
-
-def read_plan(directory: Path, config: Config, image: tuple[int, ...], device: torch.device) -> Planned:
-    """The plan in a run's directory, unless it is missing, damaged or of another flow, batch or device."""
-    file = directory / FILE
-    nothing = Planned(None, Link(float("inf")))
-    if not file.is_file():
-        return nothing
-    try:
-        found = json.loads(file.read_text())
-        if found["format"] != FORMAT:
-            raise ValueError("another format")
-        then, link = found["subject"], Link(float(found["link_bits_per_s"]))
-        profile = Profile.from_dict(found["profile"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Planned(None, nothing.link, f"{file} is no plan that can be read, and nothing is predicted from it")
-    now = subject(config, image, device)
-    other = [name for name in now if now[name] != then.get(name)]
-    if other:
-        return Planned(
-            None, nothing.link, f"{file} was made for another {', '.join(other)}, and nothing is predicted from it"
-        )
-    return Planned(profile, link)
+    return {
+        "image": list(plan.image),
+        "images": plan.images,
+        "batch": plan.config.data.batch,
+        "device": plan.device,
+        "link_bits_per_s": plan.link.bits_per_s,
+        "memory_bytes": plan.memory_bytes,
+        "busy": plan.busy,
+        "at": list(plan.at),
+        "parts": [dataclasses.asdict(row) for row in plan.parts],
+        "least_link_bits_per_s": plan.least_link,
+        "ways": forecasts(plan.ways),
+        "best": [forecasts(ways) for ways in plan.best],
+        "phases": [dataclasses.asdict(row) for row in plan.phases],
+        "placement": plan.placement
+        and [one._asdict() | {"parts": [one.parts.start, one.parts.stop]} for one in plan.placement.processes],
+        "cautions": cautions(plan),
+        "made_by": MADE_BY,
+        "format": 2,
+        "torch": torch.__version__,
+        "config": plan.config.as_dict(),
+        "profile": plan.profile.as_dict(),
+    }

@@ -159,8 +159,7 @@ def _results(stories: Sequence[Story]) -> str:
         ("learning rate", [escape(_by_phase([_rate(phase) for phase in story.config.phases])) for story in stories]),
         ("test bits/dim", [_scored(story) for story in stories]),
         ("minutes", [_minutes(story) for story in stories]),
-        ("images/s, by phase", [_by_phase(_speeds(story, "images_per_s")) for story in stories]),
-        ("images/s as planned, by phase", [_by_phase(_speeds(story, "predicted_images_per_s")) for story in stories]),
+        ("images/s, by phase", [_by_phase(_speeds(story)) for story in stories]),
         ("peak memory by rank (MiB)", [_of_ranks(story, "peak_memory_bytes") for story in stories]),
         ("peak GPU memory by rank (MiB)", [_of_ranks(story, "peak_gpu_memory_bytes") for story in stories]),
         ("forward by parts, computed (MiB)", [_forward(story) for story in stories]),
@@ -200,9 +199,9 @@ def _minutes(story: Story) -> str:
     return f"{_number(seconds / 60, 2)}<small>until step {story.newest.step}; not finished</small>"
 
 
-def _speeds(story: Story, which: str) -> list[str]:
-    """Images a second of each phase that has ended, achieved or predicted."""
-    known = {leg.number: leg.ended.get(which) for leg in story.legs if leg.ended}
+def _speeds(story: Story) -> list[str]:
+    """Images per second of each phase that has ended."""
+    known = {leg.number: leg.ended.get("images_per_s") for leg in story.legs if leg.ended}
     speeds = {number: _number(speed, 0) for number, speed in known.items() if speed is not None}
     return [speeds.get(number, NONE) for number in range(1, len(story.config.phases) + 1)]
 

@@ -1,4 +1,4 @@
-"""An outlook as one picture: what each part costs, and images/s against the number of devices and the links' speed."""
+"""A plan as one picture: what each part costs, and images/s against the number of devices and the links' speed."""
 
 import io
 from typing import Any
@@ -8,94 +8,92 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..planning import Link, Outlook, compare
+from ..planning import MADE_BY, Link, Plan, compare
 from .plan_tables import speed
 from .run_figures import DPI, GREY, MODEL, PALETTE, STYLE
 
-PLAN_MAKER = "pipeflow.plan"  # in every picture of a plan, so that no other is written over
 _LOOKS: dict[str, dict[str, Any]] = {
     "one device": {"color": GREY, "linestyle": ":", "linewidth": 1.2},
     "by parts": {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4},
     "DDP": {"color": PALETTE[0], "marker": "s", "markersize": 4},
-    "GPipe": {"color": PALETTE[1], "marker": "^", "markersize": 4},
     "1F1B": {"color": PALETTE[2], "linestyle": "--", "marker": "v", "markersize": 4},
 }
 
 
-def chart(outlook: Outlook) -> bytes:
+def chart(plan: Plan) -> bytes:
     """The picture, as a PNG."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.0, 3.9), dpi=DPI, layout="constrained")
         parts, devices, links = figure.subplots(1, 3, width_ratios=(1.0, 1.2, 1.2))
-        _parts(parts, outlook)
-        _devices(devices, outlook)
-        _links(links, outlook)
-        config = outlook.setting.config
+        _parts(parts, plan)
+        _devices(devices, plan)
+        _links(links, plan)
+        config = plan.config
         figure.suptitle(
             f"{config.data.name}, Glow {config.glow.levels} × {config.glow.steps} × {config.glow.hidden}, batches of "
-            f"{config.data.batch}; steps measured on {outlook.setting.device}, the rest computed",
+            f"{config.data.batch}; steps measured on {plan.device}, the rest computed",
             fontsize=10.5,
         )
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", metadata={"Software": PLAN_MAKER})
+        figure.savefig(stream, format="png", metadata={"Software": MADE_BY})
         return stream.getvalue()
 
 
-def _parts(axes: Axes, outlook: Outlook) -> None:
-    """A bar a part: forward, backward, update, and beside it the time that its link is busy."""
-    rows = outlook.parts
+def _parts(axes: Axes, plan: Plan) -> None:
+    """A bar per part: forward, backward, update, and beside it the time that its link is busy."""
+    rows = plan.parts
     longest = max(row.forward_s + row.backward_s + row.update_s for row in rows)
     unit, many = ("s", 1.0) if longest >= 1 else ("ms", 1e3)
-    place, below = np.arange(len(rows)), np.zeros(len(rows))
+    position, below = np.arange(len(rows)), np.zeros(len(rows))
     shades = ("#56B4E9", "#0072B2", "#BBBBBB")
     for name, shade in zip(("forward", "backward", "update"), shades, strict=True):
         height = many * np.array([getattr(row, f"{name}_s") for row in rows])
-        axes.bar(place - 0.1, height, 0.5, bottom=below, color=shade, label=name)
+        axes.bar(position - 0.1, height, 0.5, bottom=below, color=shade, label=name)
         below = below + height
-    carrying = many * np.array([outlook.setting.link.seconds(row.sent_bytes) for row in rows])
-    axes.bar(place + 0.28, carrying, 0.2, color="#CC79A7", label="link to the next part")
-    axes.set_xticks(place, [f"{row.part}" for row in rows])
-    axes.set(xlabel="part", ylabel=f"{unit} a batch", title="What a part does with a batch")
+    carrying = many * np.array([plan.link.seconds(row.sent_bytes) for row in rows])
+    axes.bar(position + 0.28, carrying, 0.2, color="#CC79A7", label="link to the next part")
+    axes.set_xticks(position, [f"{row.part}" for row in rows])
+    axes.set(xlabel="part", ylabel=f"{unit} per batch", title="What a part does with a batch")
     axes.set_ylim(0, 1.35 * max([*below, *carrying]))
     axes.legend(fontsize=8, ncols=2, loc="upper center")
     axes.grid(False, axis="x")
 
 
-def _devices(axes: Axes, outlook: Outlook) -> None:
-    """Images a second against devices, each way with its best cut."""
-    alone = outlook.best[0][0].images_per_s
-    for way in ("by parts", "DDP", "GPipe", "1F1B"):
-        points = [(each.devices, each.images_per_s) for ways in outlook.best for each in ways if each.way == way]
+def _devices(axes: Axes, plan: Plan) -> None:
+    """Images per second against devices, each way with its best cut."""
+    alone = plan.best[0][0].images_per_s
+    for way in ("by parts", "DDP", "1F1B"):
+        points = [(each.devices, each.images_per_s) for ways in plan.best for each in ways if each.way == way]
         if points:
             axes.plot(*zip((1, alone), *points, strict=True), label=way, **_LOOKS[way])
-    many = np.arange(1, len(outlook.best) + 1)
+    many = np.arange(1, len(plan.best) + 1)
     axes.plot(many, alone * many, color=GREY, linestyle=":", linewidth=1.2, label="one device, times devices")
     axes.set_xticks(many)
-    axes.set(xlabel="devices", ylabel="images/s", title=f"Best cuts, links of {speed(outlook.setting.link.bits_per_s)}")
+    axes.set(xlabel="devices", ylabel="images/s", title=f"Best cuts, links of {speed(plan.link.bits_per_s)}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
 
 
-def _links(axes: Axes, outlook: Outlook) -> None:
-    """Images a second against the links' speed, with this cut by parts and the pipelines' best."""
+def _links(axes: Axes, plan: Plan) -> None:
+    """Images per second against the links' speed, with this cut by parts and the pipeline's best."""
     speeds = [float(value) for value in np.logspace(6, 12, 37)]
-    for way, rates in _by_link(outlook, speeds).items():
+    for way, rates in _by_link(plan, speeds).items():
         axes.plot(speeds, rates, label=way, **{**_LOOKS[way], "marker": ""})
-    axes.axvline(outlook.setting.link.bits_per_s, color=GREY, linewidth=0.8)
+    axes.axvline(plan.link.bits_per_s, color=GREY, linewidth=0.8)
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks([1e6, 1e8, 1e10, 1e12], ["1 Mb/s", "100 Mb/s", "10 Gb/s", "1 Tb/s"])
-    devices = outlook.ways[-1].devices
+    devices = plan.ways[-1].devices
     axes.set(xlabel="speed of a link, one way", title=f"This cut, {devices} device{'s' * (devices != 1)}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
 
 
-def _by_link(outlook: Outlook, speeds: list[float]) -> dict[str, list[float]]:
-    """Images a second of every way, against the speed of the link."""
-    batch = outlook.setting.config.data.batch
+def _by_link(plan: Plan, speeds: list[float]) -> dict[str, list[float]]:
+    """Images per second of every way, against the speed of the link."""
+    batch = plan.config.data.batch
     lines: dict[str, list[float]] = {}
     for link in map(Link, speeds):
-        for forecast in compare(outlook.profile, outlook.borders, batch, link, outlook.replicas):
+        for forecast in compare(plan.profile, plan.borders, batch, link, plan.replicas):
             lines.setdefault(forecast.way, []).append(forecast.images_per_s)
     return lines

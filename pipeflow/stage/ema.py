@@ -7,7 +7,7 @@ part's average has to find its way into any other cut.
 import torch
 from torch import Tensor
 
-from ..distributed import local, placed
+from ..distributed import local_tensor, spread_like
 from ..model import SLOT
 from .optimizer import NamedParameters
 
@@ -27,7 +27,7 @@ class Average:
         if decay is not None:
             for name, parameter in named:
                 if (key := f"{SLOT}/{name}") in known:
-                    self.values[key] = placed(known[key], parameter)
+                    self.values[key] = spread_like(known[key], parameter)
 
     @torch.no_grad()
     def update(self, changed: Tensor | None = None) -> None:
@@ -38,6 +38,6 @@ class Average:
         for name, parameter in self.named:
             key = f"{SLOT}/{name}"
             if key in self.values:
-                local(self.values[key]).lerp_(local(parameter), weight)
+                local_tensor(self.values[key]).lerp_(local_tensor(parameter), weight)
             else:
                 self.values[key] = parameter.clone()

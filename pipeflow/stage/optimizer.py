@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..distributed import placed
+from ..distributed import spread_like
 
 OptimizerName = Literal["adam", "adamax", "adamw"]
 _KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -106,6 +106,6 @@ def load_moments(optimizer: torch.optim.Optimizer, named: NamedParameters, momen
             optimizer.state[parameter] = {
                 slot: value.to(parameter.device if fused else "cpu", copy=True)
                 if slot == "step"
-                else placed(value, parameter)
+                else spread_like(value, parameter)
                 for slot, value in by_name[name].items()
             }

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..distributed import whole
+from ..distributed import full_tensor
 from ..flow import Packet
 from ..model import Truncated, bits_per_dim
 from .update import Update
@@ -57,6 +57,6 @@ class EagerStep:
         self._update.optimizer.zero_grad()
         torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
         norm = nn.utils.get_total_norm(self._update.gradients())
-        finite = whole(norm).isfinite()
+        finite = full_tensor(norm).isfinite()
         self._update(norm, finite)
         return loss, finite

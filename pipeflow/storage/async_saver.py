@@ -1,20 +1,20 @@
-"""Saving while training goes on: only the copy to host memory blocks, writing is a thread's work.
+"""Saves while training goes on: only the copy to host memory blocks, a thread writes.
 
-Every process writes the parts that it holds; when all have told so, the first process makes them a checkpoint. A
-process may be ahead of the others' disks, never by more than one checkpoint.
+Every process writes the parts that it holds; when all have reported theirs, rank 0 makes them a checkpoint. A process
+may be ahead of the others' disks, never by more than one checkpoint.
 """
 
-import json
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from ..distributed import World
-from ..errors import SaveError
+from ..errors import LostError, SaveError
 from . import checkpoint
 from .checkpoint import CheckpointConfig
 from .jsonl import Stream
@@ -31,7 +31,7 @@ class Saver:
         world: the processes.
         run: the run directory, shared by all processes.
         config: how many checkpoints stay.
-        step: at which the run begins or goes on; what lies behind it was found damaged, and loses its name.
+        step: at which the run begins or goes on; later checkpoints were found damaged, and lose their names.
 
     Raises:
         SaveError: from every method, if an earlier checkpoint could not be written.
@@ -42,13 +42,11 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._stream = Stream(self.run.stream(CHECKPOINTS)) if world.rank == 0 else None
-        if not world.standing:  # else the others are at work on them
-            if world.rank == 0:
-                self._sweep(step)
-            world.exchange(b"")
+        if not world.resume_point:  # else the others are at work on them
+            world.on_rank_0(lambda: self._sweep(step))
 
     def save(self, parts: dict[int, dict[str, Tensor]], manifest: Manifest) -> Path:
-        """Copies the tensors and returns; the checkpoint is whole some time later. Every process must call it.
+        """Copies the tensors and returns; the checkpoint is there some time later. Every process must call it.
 
         Args:
             parts: position → tensors of the parts that this process holds.
@@ -69,15 +67,15 @@ class Saver:
         return self.run.checkpoint(manifest.step)
 
     def wait(self) -> None:
-        """Until this process has done its share of the last checkpoint."""
+        """Returns when this process has written its share of the last checkpoint."""
         if self._thread:
             self._thread.join()
         self.check()
 
     def settle(self) -> None:
-        """Until the last checkpoint is whole. Every process must call it."""
+        """Returns when the last checkpoint is there. Every process must call it."""
         self.wait()
-        self.world.exchange(b"")
+        self.world.barrier()
 
     def check(self) -> None:
         """Raises what went wrong in the background, if anything did."""
@@ -85,38 +83,37 @@ class Saver:
             raise self._error
 
     def _write(self, copies: dict[int, dict[str, Tensor]], manifest: Manifest, stall: float) -> None:
-        began = time.perf_counter()
+        """The thread's work; whatever goes wrong is raised later, by the methods that the loop calls."""
+        began, world = time.perf_counter(), self.world
         final = self.run.checkpoint(manifest.step)
         partial = final.with_name(final.name + ".partial")
-        mine = f"saved/{manifest.step}/"
+        keys = [f"saved/{manifest.step}/{rank}" for rank in range(world.size)]
         try:
             written = [checkpoint.write_part(partial, part, tensors) for part, tensors in copies.items()]
-            self.world.note(f"{mine}{self.world.rank}", json.dumps(written))
-            if self.world.rank == 0:
-                everyone = [entry for rank in range(self.world.size) for entry in self._of(f"{mine}{rank}")]
-                checkpoint.publish(partial, replace(manifest, files={name: digest for name, digest, _ in everyone}))
+            world.store.set(keys[world.rank], written)
+            if self._stream:
+                files = [file for key in keys for file in self._files(key)]
+                checkpoint.publish(partial, replace(manifest, files={name: digest for name, digest, _ in files}))
                 checkpoint.prune(self.run.path, self.config.keep)
-                self._report(manifest.step, stall, time.perf_counter() - began, sum(size for *_, size in everyone))
+                seconds, size = time.perf_counter() - began, sum(size for *_, size in files)
+                self._stream.write(step=manifest.step, stall_s=stall, write_s=seconds, bytes=size)
+                self._stream.flush()
         except SaveError as error:
             self._error = error
-        except OSError as error:
-            where = f"{self.world.place()}, step {self.world.pulse.step}"
-            why = f"the checkpoint of step {manifest.step} cannot be written: {error.strerror or error}"
-            self._error = SaveError(f"{where}: {why}")
-            self.world.note(f"{mine}{self.world.rank}", json.dumps(str(self._error)))
+        except Exception as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            what = f"the checkpoint of step {manifest.step} cannot be written: {why}"
+            self._error = SaveError(f"{world.place()}, step {world.pulse.step}: {what}")
+            with suppress(LostError):
+                world.store.set(keys[world.rank], str(self._error))
 
-    def _of(self, key: str) -> list[tuple[str, str, int]]:
-        """What a process says it wrote; it may still be writing."""
-        while not (text := self.world.notes([key])[0]):
+    def _files(self, key: str) -> list[tuple[str, str, int]]:
+        """Name, SHA-256 and size of the files that a process has written; waits until it has."""
+        while (written := self.world.store.get(key)) is None:
             time.sleep(_POLL_S)
-        if isinstance(written := json.loads(text), str):
+        if isinstance(written, str):
             raise SaveError(written)
         return [(name, digest, size) for name, digest, size in written]
-
-    def _report(self, step: int, stall: float, write: float, size: int) -> None:
-        assert self._stream
-        self._stream.write(step=step, stall_s=stall, write_s=write, bytes=size)
-        self._stream.flush()
 
     def _sweep(self, step: int) -> None:
         """Removes what an interrupted save or removal left; damaged checkpoints after `step` lose their names."""

@@ -1,7 +1,6 @@
 """The paths and stream names of a run directory, each written down once."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 END_TO_END = "end_to_end"
@@ -16,53 +15,35 @@ def part_stream(part: int) -> str:
     return f"part-{part + 1}"
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """Where the files of a run are; nothing is read or made here.
+    """Where the files of a run are; nothing is made here.
+
+    Args:
+        path: of the directory.
 
     Attributes:
-        path: of the directory.
+        settings: all settings, as YAML.
+        result: what the finished run has reached.
+        plan: what `pipeflow.plan` measured.
+        lock: names the process that trains here; locked, and there, as long as it does.
+        checkpoints, metrics, samples: folders of `step-<n>/`, `<stream>.jsonl` and `step-<n>.png`.
+        rejoin: folder of what processes keep so that a lost one can be replaced alone.
     """
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """All settings, as YAML."""
-        return self.path / "config.yaml"
-
-    def settings_until(self, step: int) -> Path:
-        """Other settings that held until a step."""
-        return self.path / f"config-until-step-{step}.yaml"
-
-    @property
-    def result(self) -> Path:
-        """What the finished run has reached."""
-        return self.path / "result.json"
-
-    @property
-    def plan(self) -> Path:
-        """What `pipeflow.plan` measured."""
-        return self.path / "plan.json"
-
-    @property
-    def lock(self) -> Path:
-        """Names the process that trains here; locked, and there, as long as it does."""
-        return self.path / "lock"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of `step-<n>/`."""
-        return self.path / "checkpoints"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "config.yaml"
+        self.result = path / "result.json"
+        self.plan = path / "plan.json"
+        self.lock = path / "lock"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics"
+        self.samples = path / "samples"
+        self.rejoin = path / "rejoin"
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint of a step."""
         return self.checkpoints / f"step-{step}"
-
-    @property
-    def metrics(self) -> Path:
-        """The folder of all streams."""
-        return self.path / "metrics"
 
     def stream(self, name: str) -> Path:
         """Metrics as JSON lines: of `part_stream(part)`, `END_TO_END`, `EVALUATION` or `CHECKPOINTS`."""
@@ -72,19 +53,13 @@ class RunDirectory:
         """TensorBoard events of a stream, or of `MODEL`."""
         return self.path / "tensorboard" / name
 
-    @property
-    def samples(self) -> Path:
-        """The folder of sample sheets."""
-        return self.path / "samples"
-
     def sample(self, step: int) -> Path:
         """The sheet of samples that was drawn at a step."""
         return self.samples / f"step-{step}.png"
 
-    @property
-    def rejoin(self) -> Path:
-        """What processes keep so that a lost one can be replaced alone."""
-        return self.path / "rejoin"
+    def settings_until(self, step: int) -> Path:
+        """Other settings that held until a step."""
+        return self.path / f"config-until-step-{step}.yaml"
 
     def holds_run(self) -> bool:
         """Whether a run has begun here."""

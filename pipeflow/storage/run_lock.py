@@ -35,28 +35,21 @@ def claim(directory: Path, rank: int = 0) -> bool:
     Raises:
         ValueError: another run holds it; the sentence says which process, on which host.
     """
-    if directory.resolve() in _held or not directory.is_dir():
+    place, file = directory.resolve(), RunDirectory(directory).lock
+    if place in _held or not directory.is_dir():
         return False
-    file = RunDirectory(directory).lock
     until = time.monotonic() + _PATIENCE_S
-    while (descriptor := _look(file) if rank else _lock(file)) is None:
+    while not (_is_free(file) if rank else _lock(file, place)):
         holder = _holder(file)
         if rank and holder.get("run") == _this_run():
-            return False
+            break
         if time.monotonic() > until:
             who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
             raise ValueError(
                 f"{directory} is being trained in by {who}; wait for it, stop it, or give another --run_dir."
             )
         time.sleep(0.1)
-    if descriptor < 0:
-        return False
-    os.ftruncate(descriptor, 0)
-    os.pwrite(
-        descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "run": _this_run()}).encode(), 0
-    )
-    _held[directory.resolve()] = descriptor
-    return True
+    return place in _held
 
 
 def release(directory: Path | None = None) -> None:
@@ -68,26 +61,30 @@ def release(directory: Path | None = None) -> None:
             os.close(descriptor)
 
 
-def _lock(file: Path) -> int | None:
-    """A descriptor of the locked file; None while another process holds it, -1 where nothing can be written."""
+def _lock(file: Path, place: Path) -> bool:
+    """Takes the lock, or lets it be where nothing can be written; False while another process holds it."""
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:
-        return -1
+        return True
     with suppress(FileNotFoundError):
         if _flock(descriptor, fcntl.LOCK_EX) and os.fstat(descriptor).st_ino == file.stat().st_ino:
-            return descriptor  # a file that its holder has just removed is no lock
-    os.close(descriptor)
-    return None
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "run": _this_run()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+            _held[place] = descriptor
+            return True
+    os.close(descriptor)  # another process holds it, or has just removed the file
+    return False
 
 
-def _look(file: Path) -> int | None:
-    """None while another process holds the lock, else -1."""
+def _is_free(file: Path) -> bool:
+    """Whether no process holds the lock."""
     try:
         with file.open("rb") as stream:
-            return -1 if _flock(stream.fileno(), fcntl.LOCK_SH) else None
+            return _flock(stream.fileno(), fcntl.LOCK_SH)
     except OSError:
-        return -1
+        return True
 
 
 def _flock(descriptor: int, kind: int) -> bool:

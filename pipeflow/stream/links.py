@@ -25,8 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import Pulse, bytes_per_image
-from ..errors import LostError
+from ..distributed import Pulse, bytes_per_image, lost_error
 from ..flow import Event, Packet
 from .pinned_staging import Direct, Staged
 
@@ -160,7 +159,7 @@ class Border(NamedTuple):
             return action()
         except RuntimeError as error:
             sentence = f"{self.name}: packet {number} of {self.packets} did not pass"
-            raise LostError(sentence, error, self.peer) from error
+            raise lost_error(sentence, error, self.peer) from error
 
 
 class ProcessOutbox:

@@ -5,7 +5,6 @@ images, and the totals of all parts make one ledger. A truncation's bits/dim is 
 there; only the last one is the model's.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -98,8 +97,8 @@ def evaluate(
                     sums[part][entry] += logp.sum().item()
         close(ends)
     totals: dict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for text in chain.world.exchange(json.dumps(sums).encode()):
-        for part, entries in json.loads(text).items():
+    for sums_of_rank in chain.world.gather(sums):
+        for part, entries in sums_of_rank.items():
             for entry, nats in entries.items():
                 totals[int(part)][entry] += nats
     return _ledger(totals, len(images), pixels, last == len(chain.events) - 1)

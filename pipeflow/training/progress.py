@@ -1,68 +1,44 @@
-"""What a run says while it works: a JSONL stream a part, one line a part on the terminal of the first process.
+"""How far a run is: all that a checkpoint's manifest stores of it besides settings and tensors."""
 
-Every process writes the stream of its own parts. For the terminal each leaves a note of its latest figures now and
-then, and the first process draws them: control traffic of a hundred bytes, never on a data link.
-"""
-
-import sys
 import time
-
-from tqdm import tqdm
-
-from ..distributed import World
-from ..stage import Report
-
-_EVERY_S = 0.5
+from dataclasses import dataclass, field
+from typing import Any
 
 
+@dataclass
 class Progress:
-    """One line a part on the first process; silent where standard error is no terminal.
+    """How far a run is.
 
-    Args:
-        world: the processes.
-        names: of the lines, and of the notes that feed them: "part-1", … or "end_to_end".
-        total: batches in the phase.
-        batch: images a batch.
+    Attributes:
+        step: batches drawn at the head so far.
+        begun: the step at which the first phase began; not 0 where other settings came before these.
+        ended: for each phase that has ended, what `result.json` will say of it.
+        elapsed: what the phase in progress has taken: "seconds" in all, "train_seconds" without evaluations and saves.
+        learned: positions of the parts that have started to learn.
+        moments_of: the kind of optimizer that the moments belong to.
     """
 
-    def __init__(self, world: World, names: list[str], total: int, batch: int) -> None:
-        self._world, self._names, self._batch = world, names, batch
-        self._last_note: dict[str, tuple[float, int]] = {}
-        self._drawn = time.perf_counter()
-        shown = world.rank == 0 and sys.stderr.isatty()
-        self._bars = [
-            tqdm(total=total, desc=name, position=row, unit="batch", disable=not shown, mininterval=_EVERY_S)
-            for row, name in enumerate(names)
-        ]
+    step: int = 0
+    begun: int = 0
+    ended: list[dict[str, Any]] = field(default_factory=list)
+    elapsed: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "train_seconds": 0.0})
+    learned: set[int] = field(default_factory=set)
+    moments_of: str | None = None
 
-    def report(self, name: str, done: int, report: Report) -> None:
-        """Takes in a tick of one of this process's parts: `done` batches of the phase are done."""
+
+class Stopwatch:
+    """Adds the time that passes to `Progress.elapsed`.
+
+    Args:
+        progress: of a run whose phase begins or goes on now.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._last = progress, time.perf_counter()
+
+    def lap(self, training: bool = False) -> None:
+        """Adds the seconds since the last call, which the run has spent training or otherwise."""
         now = time.perf_counter()
-        then, before = self._last_note.setdefault(name, (now, done))
-        if now - then >= _EVERY_S:
-            rate = (done - before) * self._batch / (now - then)
-            self._last_note[name] = (now, done)
-            self._world.note(
-                name,
-                f"{done} {report.bits_per_dim:.4f} bits/dim, {rate:.0f} images/s, "
-                f"waits {100 * report.wait_s / max(1e-9, report.wait_s + report.send_s + report.compute_s):.0f} %, "
-                f"{report.in_flight} in flight",
-            )
-        if self._world.rank == 0 and now - self._drawn >= _EVERY_S:
-            self.draw()
-
-    def draw(self) -> None:
-        """Draws the latest notes of all parts."""
-        self._drawn = time.perf_counter()
-        if self._bars[0].disable:
-            return
-        for bar, note in zip(self._bars, self._world.notes(self._names), strict=True):
-            if note:
-                done, text = note.split(" ", 1)
-                bar.set_postfix_str(text, refresh=False)
-                bar.update(int(done) - bar.n)
-
-    def close(self) -> None:
-        """Removes the lines."""
-        for bar in self._bars:
-            bar.close()
+        self._progress.elapsed["seconds"] += now - self._last
+        self._progress.elapsed["train_seconds"] += training * (now - self._last)
+        self._last = now

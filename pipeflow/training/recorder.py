@@ -32,7 +32,6 @@ from ..storage import (
 )
 from . import messages
 from .evaluation import Ledger
-from .restore import on_rank_0
 from .state import State
 from .tensorboard import Board
 
@@ -61,63 +60,64 @@ class Record:
     """
 
     def __init__(self, state: State, last: int) -> None:
-        self.state, self.world, self.last = state, state.world, last
-        self._since = (time.perf_counter(), state.step)
-        self._samples = isinstance(state.pixels, Pixels)
-        self.directory = RunDirectory(Path(state.config.run_dir))
-        if self.world.standing:  # the others have begun; what this process alone wrote is taken back
+        self.run, self.progress, self.world = state.run, state.progress, state.run.world
+        self.last = last
+        self._since = (time.perf_counter(), state.progress.step)
+        self._samples = isinstance(state.run.space, Pixels)
+        self.directory = state.run.directory
+        if self.world.resume_point:  # the others have begun; what this process alone wrote is taken back
             claim(self.directory.path, self.world.rank)
             names = [part_stream(part) for part in self.world.mine] + [EVALUATION] * (self.world.rank == 0)
             for name in names:
-                rewind(self.directory.stream(name), state.step)
+                rewind(self.directory.stream(name), state.progress.step)
         else:
-            on_rank_0(self.world, self._begin)
+            self.world.on_rank_0(self._begin)
         self._evaluations: Stream | None = None
         self._board: Board | None = None
         if self.world.rank == 0:
-            self._board = Board(self.directory.tensorboard(MODEL), state.step)
+            self._board = Board(self.directory.tensorboard(MODEL), state.progress.step)
             self._evaluations = Stream(self.directory.stream(EVALUATION))
-        if not self.world.standing:
-            say(self.world, messages.opening(state))
+        if not self.world.resume_point:
+            say(self.world, messages.opening(self.run))
 
-    def phase_begins(self, number: int, schedule: str, steps: int, done: int) -> None:
+    def phase_begins(self, number: int, steps: int, done: int) -> None:
         """Says what comes, and what it takes where every process is about to hold the whole model."""
-        self._since = (time.perf_counter(), self.state.step)
-        say(self.world, messages.phase_opening(self.state, number, schedule, steps, done))
+        self._since = (time.perf_counter(), self.progress.step)
+        say(self.world, messages.phase_opening(self.run, number, steps, done))
 
     def evaluated(self, ledger: Ledger) -> None:
         """Writes and says an evaluation."""
-        state = self.state
-        epoch = state.step * state.config.data.batch / len(state.images.train)
-        say(self.world, f"step {state.step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger)}")
+        step = self.progress.step
+        epoch = step * self.run.config.data.batch / len(self.run.images.train)
+        say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger)}")
         if self._board:
             figures = {
                 f"test/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
             }
             if ledger.bits_per_dim is not None:
                 figures["test/model"] = figures.pop(f"test/truncated behind part {len(ledger.parts)}")
-            self._board.figures(state.step, figures)
+            self._board.figures(step, figures)
             self._board.flush()
         if self._evaluations:
-            self._evaluations.write(step=state.step, epoch=epoch, time=time.time(), **_as_json(ledger))
+            self._evaluations.write(step=step, epoch=epoch, time=time.time(), **_as_json(ledger))
             self._evaluations.flush()
 
     def phase_ends(self, ledger: Ledger) -> None:
         """Says where the bits go, and draws samples of images from what was saved, not from what is in memory."""
-        say(self.world, messages.phase_ending(self.state, ledger))
+        say(self.world, ledger.table())
         if self.world.rank == 0 and self._samples:
             self._draw_samples()
-        self.world.exchange(b"")
+        self.world.barrier()
 
     def _draw_samples(self) -> None:
-        step, levels = self.state.step, self.state.pixels.levels
+        step, levels = self.progress.step, self.run.space.levels
         try:
             tensors, _ = checkpoint.load(self.directory.checkpoint(step))
         except ValueError as error:
             raise SaveError(f"what was saved at step {step} cannot be read again: {error}") from error
-        _, whole = build(self.state.config.model, self.state.pixels, self.state.flow)
+        _, whole = build(self.run.config.model, self.run.space, self.run.flow)
         whole.load_global_state(tensors)
-        samples = Flow([whole.part], whole.prior, self.state.pixels).sample(64, 0.7)
+        samples = Flow([whole.part], whole.prior, self.run.space).sample(64, 0.7)
         self.directory.samples.mkdir(exist_ok=True)
         write_whole(self.directory.sample(step), sheet_png(samples, levels))
         assert self._board
@@ -126,13 +126,13 @@ class Record:
     def ends(self, ledger: Ledger) -> dict[str, Any]:
         """Writes `result.json`, and returns what it says: bits/dim, seconds, images a second, bytes."""
         world = self.world
-        ranks = [json.loads(text) for text in world.exchange(json.dumps(_usage(world.device)).encode())]
+        ranks = world.gather(_usage(world.device))
         result = {
             "test_bits_per_dim": ledger.bits_per_dim,
             "ledger": _as_json(ledger),
-            "seconds": [phase["seconds"] for phase in self.state.ended],
-            "images_per_s": [phase["images_per_s"] for phase in self.state.ended],
-            "phases": self.state.ended,
+            "seconds": [phase["seconds"] for phase in self.progress.ended],
+            "images_per_s": [phase["images_per_s"] for phase in self.progress.ended],
+            "phases": self.progress.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
             "replicas": world.grid.replicas,
@@ -145,35 +145,33 @@ class Record:
             self._board.close()
             write_whole(self.directory.result, json.dumps(result, indent=2) + "\n")
         there = "samples, checkpoints" if self._samples else "checkpoints"
-        say(world, messages.speeds(self.state))
+        say(world, messages.speeds(self.progress))
         say(world, f"{self.directory.path}: {messages.headline(ledger)}; {there} and result.json are there.")
-        world.exchange(b"")
+        world.barrier()
         return result
 
     def _left(self) -> str:
         """How long all that is left will take, if it goes on like this phase so far."""
-        began, first = self._since
-        if not first < self.state.step < self.last:
+        (began, first), step = self._since, self.progress.step
+        if not first < step < self.last:
             return ""
-        return messages.time_left(
-            (time.perf_counter() - began) / (self.state.step - first) * (self.last - self.state.step)
-        )
+        return messages.time_left((time.perf_counter() - began) / (step - first) * (self.last - step))
 
     def _begin(self) -> None:
         """Makes the directory ready: this run has it alone, and what comes again is taken back."""
-        run, step = self.directory, self.state.step
+        directory, step = self.directory, self.progress.step
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            if claim(run.path):  # it was not there when the run was prepared; another one may have begun since
-                refuse_old_run(run.path)
-            for file in run.metrics.glob("*.jsonl"):
+            directory.path.mkdir(parents=True, exist_ok=True)
+            if claim(directory.path):  # it was not there when the run was prepared; another one may have begun since
+                refuse_old_run(directory.path)
+            for file in directory.metrics.glob("*.jsonl"):
                 rewind(file, step)
-            text = self.state.config.as_yaml()
-            if run.settings.exists() and run.settings.read_text() != text:
-                run.settings.rename(run.settings_until(step))
-            write_whole(run.settings, text)
+            text = self.run.config.as_yaml()
+            if directory.settings.exists() and directory.settings.read_text() != text:
+                directory.settings.rename(directory.settings_until(step))
+            write_whole(directory.settings, text)
         except OSError as error:
-            raise ValueError(f"--run_dir {run.path} cannot be written ({error}); give another one.") from error
+            raise ValueError(f"--run_dir {directory.path} cannot be written ({error}); give another one.") from error
 
 
 def _usage(device: torch.device) -> dict[str, int]:

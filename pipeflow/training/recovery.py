@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..config import Segment
+from ..distributed import ResumePoint
 from ..errors import LostError, NoReturnError
+from ..storage import write_whole
 from ..stream import Backlog, Ends, ProcessOutbox
 from .state import State
 
@@ -29,7 +31,7 @@ class Rejoin:
     Args:
         state: the run, at the beginning of the segment.
         phase: number of the phase.
-        segment: about to be trained, or to be taken up again where `state.world.standing` says so.
+        segment: about to be trained, or to be taken up again at `state.run.world.resume_point`.
         elapsed: seconds that the phase has taken so far.
 
     Attributes:
@@ -37,19 +39,19 @@ class Rejoin:
     """
 
     def __init__(self, state: State, phase: int, segment: Segment, elapsed: dict[str, float]) -> None:
-        self.world = state.world
+        self.world = state.run.world
         self.done = (0,) * len(self.world.owner)
-        self._standing = f"{phase}-{segment.start}"
+        self._waits_at = ResumePoint(phase, segment.start)
         self._backlogs: dict[int, Backlog] = {}
-        by_parts = state.config.phases[phase - 1].schedule != "end_to_end"
+        by_parts = state.run.config.phases[phase - 1].schedule != "end_to_end"
         self._active = bool(self.world.config.rejoin_s) and self.world.size > 1 and by_parts
-        if self._active and not self.world.standing:
-            _keep(state, self._standing, elapsed)
+        if self._active and not self.world.resume_point:
+            _keep(state, self._waits_at, elapsed)
 
     def __enter__(self) -> "Rejoin":
         self.world.pulse.patient = self._active
-        if self.world.standing:
-            self.world.standing = ""
+        if self.world.resume_point:
+            self.world.resume_point = None
             try:
                 self._compare(0)
             except LostError as error:
@@ -96,20 +98,20 @@ class Rejoin:
             error.__cause__ = error.__context__ = error.__traceback__ = None  # they hold links
             waits = f"all wait up to {self.world.config.rejoin_s:g} s for the process that is lost (parallel.rejoin_s)"
             line = f"{self.world.place()}, step {self.world.pulse.step}: {error}; {waits}"
-            if self.world.claim(line):
+            if self.world.store.claim(line):
                 print(f"pipeflow: {line}", file=sys.stderr, flush=True)
             try:
-                self.world.rejoin(self._standing)
+                self.world.rejoin(self._waits_at)
                 return self._compare(done)
             except LostError as another:
                 error = another
         raise error
 
     def _compare(self, done: int) -> None:
-        said = [json.loads(data) for data in self.world.exchange(json.dumps(done).encode())]
-        if wrong := [word for word in said if isinstance(word, str)]:
-            raise NoReturnError(wrong[0])
-        self.done = tuple(said[rank] for rank in self.world.owner)
+        answers = self.world.gather(done)
+        if refusals := [answer for answer in answers if isinstance(answer, str)]:
+            raise NoReturnError(refusals[0])
+        self.done = tuple(answers[rank] for rank in self.world.owner)
 
 
 def recall(state: State) -> None:
@@ -118,22 +120,23 @@ def recall(state: State) -> None:
     Raises:
         NoReturnError: there is nothing, or it is damaged; the others are told so.
     """
-    file = _file(state, state.world.standing)
+    assert state.run.world.resume_point
+    file = _file(state, state.run.world.resume_point)
     try:
         with safe_open(file, "pt") as kept:
             told = json.loads(kept.metadata()["state"])
             tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # the reader has an exception class of its own
-        sentence = f"{state.world.place()} cannot come back alone ({file}: {error}): all have to start again"
-        state.world.exchange(json.dumps(sentence).encode())
+        sentence = f"{state.run.world.place()} cannot come back alone ({file}: {error}): all have to start again"
+        state.run.world.gather(sentence)
         raise NoReturnError(sentence) from error
-    for part in state.world.mine:
-        state.slices[part].load_global_state(tensors)
-    state.take_slots({name: tensor for name, tensor in tensors.items() if "/" in name})
-    state.learned = set(told.pop("learned"))
+    for part in state.run.world.mine:
+        state.weights.slices[part].load_global_state(tensors)
+    state.weights.take_slots({name: tensor for name, tensor in tensors.items() if "/" in name})
+    state.progress.learned = set(told.pop("learned"))
     for name, value in told.items():
-        setattr(state, name, value)
-    state.world.pulse.step = state.step
+        setattr(state.progress, name, value)
+    state.run.world.pulse.step = state.progress.step
 
 
 def forget(state: State) -> None:
@@ -142,19 +145,17 @@ def forget(state: State) -> None:
         file.unlink()
 
 
-def _keep(state: State, standing: str, elapsed: dict[str, float]) -> None:
+def _keep(state: State, at: ResumePoint, elapsed: dict[str, float]) -> None:
     """Writes this process's parts, as they are, for the process that may take its place."""
     tensors: dict[str, Any] = {}
-    for part in state.world.mine:
-        tensors |= state.part_state(part)
-    told = {name: getattr(state, name) for name in ("step", "begun", "ended", "moments_of")}
-    told |= {"learned": sorted(state.learned), "elapsed": elapsed}
-    file = _file(state, standing)
+    for part in state.run.world.mine:
+        tensors |= state.weights.part_state(part)
+    told = {name: getattr(state.progress, name) for name in ("step", "begun", "ended", "moments_of")}
+    told |= {"learned": sorted(state.progress.learned), "elapsed": elapsed}
+    file = _file(state, at)
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(".partial")
     copies = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, partial, {"state": json.dumps(told)})
-    partial.replace(file)
+    write_whole(file, save(copies, {"state": json.dumps(told)}))
     # One process may stand in this segment while another is still in the last moment of the one before.
     for old in _kept(state)[:-2]:
         old.unlink()
@@ -162,9 +163,9 @@ def _keep(state: State, standing: str, elapsed: dict[str, float]) -> None:
 
 def _kept(state: State) -> list[Path]:
     """What this process has kept, in order."""
-    files = _file(state, "").parent.glob(f"rank-{state.world.rank}-*.safetensors")
+    files = state.run.directory.rejoin.glob(f"rank-{state.run.world.rank}-*.safetensors")
     return sorted(files, key=lambda file: [int(number) for number in file.stem.split("-")[1:]])
 
 
-def _file(state: State, standing: str) -> Path:
-    return Path(state.config.run_dir) / "rejoin" / f"rank-{state.world.rank}-{standing}.safetensors"
+def _file(state: State, at: ResumePoint) -> Path:
+    return state.run.directory.rejoin / f"rank-{state.run.world.rank}-{at.phase}-{at.step}.safetensors"

@@ -4,8 +4,7 @@ What a run has done cannot change: model, data, seed and the phases that have be
 spread may: parts are cut anew by global name, and what a new cut has no use for is reported, never silently dropped.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from ..storage import (
     owner_of,
     run_of,
 )
+from .run import Run
 from .state import State
 
 T = TypeVar("T")
@@ -66,35 +66,44 @@ def restore(state: State, source: Path) -> list[str]:
     Raises:
         ValueError: the checkpoint belongs to another model or another past, or holds values that are not finite.
     """
+    run, weights, progress = state.run, state.weights, state.progress
     manifest = checkpoint.read_manifest(source)
     located = checkpoint.locate_tensors(source, manifest)
-    same_phases = _check_past(state.config, manifest, source)
-    check_own(state.own, manifest, source)
-    expected = global_state(build(state.config.model, state.pixels, state.flow)[0].values()).keys()
-    check_names(expected, located, source)
+    same_phases = _check_past(run.config, manifest, source)
+    check_own(run.script_hashes, manifest, source)
     said = [f"goes on from {source}"]
-    if manifest.at != state.borders[:-1]:
-        said.append(f"cut anew: borders at {state.borders[:-1]}, in the checkpoint at {manifest.at}")
-        new = {owner_of(name) for name in expected - located.keys()}
-        left = {owner_of(name) for name in located if is_provisional(name)} - {owner_of(name) for name in expected}
-        said += [f"{name} starts afresh: the checkpoint has no border there" for name in sorted(new)]
-        said += [f"{name} is not carried over: no part has it any more" for name in sorted(left)]
-    slices = [state.slices[part] for part in state.world.mine]
-    initial = global_state(slices)
+    if run.world.rank == 0:  # the names are the same for all, and only rank 0 reports
+        said += _check_model(run, manifest, located.keys(), source)
+    initial = global_state(weights.slices.values())
     tensors = checkpoint.read_tensors(located, [name for name in located if name.split("/", 1)[-1] in initial])
     check_values(initial, tensors, source)
-    for piece in slices:
-        piece.load_global_state(initial | tensors)
-    state.take_slots(tensors)
-    state.moments_of, state.step = manifest.moments_of, manifest.step
-    state.world.pulse.step = state.step
-    state.learned = {part for part, end in enumerate(state.borders) if end <= manifest.started}
+    for truncated in weights.slices.values():
+        truncated.load_global_state(initial | tensors)
+    weights.take_slots(tensors)
+    progress.moments_of, progress.step = manifest.moments_of, manifest.step
+    progress.learned = {part for part, end in enumerate(run.borders) if end <= manifest.started}
+    run.world.pulse.step = progress.step
     if same_phases:
-        state.begun, state.ended, state.elapsed = manifest.begun, manifest.phases, manifest.elapsed
+        progress.begun, progress.ended, progress.elapsed = manifest.begun, manifest.phases, manifest.elapsed
     else:
-        state.begun = manifest.step
+        progress.begun = manifest.step
         said.append(f"other phases than the checkpoint's: the first of them begins here, at step {manifest.step}")
     return said
+
+
+def _check_model(run: Run, manifest: Manifest, names: Collection[str], source: Path) -> list[str]:
+    """What the checkpoint's cut had and this one does not, and the reverse; a ValueError if the model is another."""
+    expected = global_state(build(run.config.model, run.space, run.flow)[0].values())
+    check_names(expected, names, source)
+    if manifest.at == run.borders[:-1]:
+        return []
+    new = {owner_of(name) for name in expected if name not in names}
+    left = {owner_of(name) for name in names if is_provisional(name)} - {owner_of(name) for name in expected}
+    return [
+        f"cut anew: borders at {run.borders[:-1]}, in the checkpoint at {manifest.at}",
+        *(f"{name} starts afresh: the checkpoint has no border there" for name in sorted(new)),
+        *(f"{name} is not carried over: no part has it any more" for name in sorted(left)),
+    ]
 
 
 def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
@@ -122,26 +131,6 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     return False
 
 
-def on_rank_0(world: World, work: Callable[[], T]) -> T:
-    """What rank 0 finds, in every process; what is wrong on rank 0 is everyone's error. Every process must call it.
-
-    Args:
-        world: the processes.
-        work: returns what JSON can say.
-    """
-    found: dict[str, T] = {}
-    fault = ""
-    if world.rank == 0:
-        try:
-            found["found"] = work()
-        except ValueError as error:
-            fault = str(error)
-    told = json.loads(world.exchange(json.dumps(found or {"fault": fault}).encode())[0])
-    if "fault" in told:
-        raise ValueError(told["fault"])
-    return found["found"] if found else told["found"]
-
-
 def everywhere(world: World, work: Callable[[], T]) -> T:
     """Every process does the work; what is wrong in one of them is everyone's error. Every process must call it."""
     done: list[T] = []
@@ -150,6 +139,6 @@ def everywhere(world: World, work: Callable[[], T]) -> T:
         done.append(work())
     except ValueError as error:
         fault = str(error)
-    if faults := [text.decode() for text in world.exchange(fault.encode()) if text]:
+    if faults := [sentence for sentence in world.gather(fault) if sentence]:
         raise ValueError(faults[0])
     return done[0]

@@ -1,4 +1,4 @@
-"""The switch to end to end: every process gathers all parts and holds the whole model.
+"""The switch to end to end and back: all parts are gathered into the whole model, or it is split into parts again.
 
 DDP's constructor would broadcast rank 0's weights over parts that rank 0 never had. So parts are joined first, by
 global name and with their moments, and the joined model must give the bits/dim that the chain of parts gave.
@@ -11,9 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..data import InOrder, Purpose
-from ..distributed import whole as put_together
+from ..distributed import full_tensor, shard
 from ..errors import JoinError
-from ..model import bits_per_dim, build
+from ..model import bits_per_dim, build, global_state
 from .evaluation import evaluate
 from .state import State
 
@@ -24,87 +24,94 @@ _RELATIVE_TOLERANCE = 1e-5
 
 
 def join(state: State, sharded: bool = False) -> None:
-    """Gives every process all slices and the whole, sharing modules, and all moments.
+    """Gives every process the whole model and the slices that share its modules, and all moments.
 
     Args:
         state: of parts that learned apart.
-        sharded: the whole is spread over all processes; each keeps slices of its own beside its share, which
+        sharded: the whole model is spread over all processes; each keeps slices of its own beside its share, which
             `take_back` brings up to date.
 
     Raises:
         JoinError: bits/dim of the joined model differ from those of the chain of parts.
     """
+    run, weights, world = state.run, state.weights, state.run.world
     before = _chain_bits(state)
-    own: dict[str, torch.Tensor] = {}
-    for part in state.world.mine if state.world.replica == 0 else []:  # replicas are equal
-        own |= state.part_state(part)
-    gathered: dict[str, torch.Tensor] = {}
-    packed = save({name: tensor.contiguous().cpu() for name, tensor in own.items()}) if own else b""
-    for data in state.world.exchange(packed):
-        gathered |= load(data) if data else {}
-    slices, whole = build(state.config.model, state.pixels, state.flow)
+    gathered = _gather(state)
+    slices, joined = build(run.config.model, run.space, run.flow)
     for part, truncated in slices.items():
         truncated.load_global_state(gathered)
-        if not sharded or part in state.world.mine:
-            truncated.to(state.world.device)
+        if not sharded or part in world.mine:
+            truncated.to(world.device)
     if sharded:
-        slices = {part: slices[part] for part in state.world.mine}
-        _, whole = build(state.config.model, state.pixels, state.flow)
-        whole.load_global_state(gathered)
-        state.world.shard(whole, [step for _, step in whole.part.chain() if step.place == "step"])
-    state.slices = slices
-    state.whole = whole
-    state.take_slots(gathered)
-    after = _whole_bits(state)
+        slices = {part: slices[part] for part in world.mine}
+        _, joined = build(run.config.model, run.space, run.flow)
+        joined.load_global_state(gathered)
+        shard(world, joined, [step for _, step in joined.part.chain() if step.place == "step"])
+    weights.slices, weights.joined = slices, joined
+    weights.take_slots(gathered)
+    after = _joined_bits(state)
     if not math.isclose(before, after, rel_tol=_RELATIVE_TOLERANCE, abs_tol=_TOLERANCE) and math.isfinite(before):
         raise JoinError(
             f"The parts do not join: {before:.6f} bits/dim by parts, {after:.6f} joined, on the same images "
-            f"(step {state.step}, rank {state.world.rank}). The run stops before it trains a wrong model."
+            f"(step {state.progress.step}, rank {world.rank}). The run stops before it trains a wrong model."
         )
 
 
+def split(state: State) -> None:
+    """Keeps this process's slices of a joined model and lets go of the rest; does nothing if parts are apart."""
+    weights = state.weights
+    if weights.joined is not None:
+        weights.slices = {part: weights.slices[part] for part in state.run.world.mine}
+        weights.joined = None
+
+
 def take_back(state: State, moments: dict[str, Tensor], averages: dict[str, Tensor]) -> None:
-    """Brings this process's slices, moments and averages up to date with a whole that is spread over all processes.
+    """Brings slices, moments and averages of this process up to date with a model that is spread over all processes.
 
     Every process must call it; each keeps what belongs to its own parts.
     """
-    assert state.whole is not None
-    own: dict[str, Tensor] = {}
-    for truncated in state.slices.values():
-        own |= truncated.global_state()
-    for name, tensor in state.whole.global_state().items():
-        found = put_together(tensor)
-        if name in own:
-            own[name].copy_(found)
-    for slots, kept in ((moments, state.moments), (averages, state.averages)):
+    weights = state.weights
+    assert weights.joined is not None
+    held = global_state(weights.slices.values())
+    for name, tensor in weights.joined.global_state().items():
+        found = full_tensor(tensor)
+        if name in held:
+            held[name].copy_(found)
+    for slots, kept in ((moments, weights.moments), (averages, weights.averages)):
         for key in sorted(slots):  # in one order everywhere: what was resumed is in another
-            found = put_together(slots[key])
-            if key.split("/", 1)[1] in own:
+            found = full_tensor(slots[key])
+            if key.split("/", 1)[1] in held:
                 kept[key] = found
             else:
                 kept.pop(key, None)
 
 
-def part_again(state: State) -> None:
-    """Back to training by parts: this process keeps its own slices of the joined model."""
-    state.slices = {part: state.slices[part] for part in state.world.mine}
-    state.whole = None
+def _gather(state: State) -> dict[str, Tensor]:
+    """Weights, moments and averages of all parts; the first replica's, since all are equal."""
+    world, held = state.run.world, dict[str, Tensor]()
+    for part in world.mine if world.replica == 0 else []:
+        held |= state.weights.part_state(part)
+    packed = save({name: tensor.contiguous().cpu() for name, tensor in held.items()}) if held else b""
+    gathered: dict[str, Tensor] = {}
+    for data in world.gather_bytes(packed):
+        gathered |= load(data) if data else {}
+    return gathered
 
 
 def _chain_bits(state: State) -> float:
-    count = state.config.data.batch
-    last = len(state.chain.events) - 1
-    ledger = evaluate(
-        state.chain, state.slices, state.images.train[:count], state.pixels, state.config.seed, count, last
-    )
+    """Bits/dim of the first training images, by the chain of parts."""
+    run, count = state.run, state.run.config.data.batch
+    images, last = run.images.train[:count], len(run.chain.events) - 1
+    ledger = evaluate(run.chain, state.weights.slices, images, run.space, run.config.seed, count, last)
     return ledger.parts[-1]["bits_per_dim"]
 
 
-def _whole_bits(state: State) -> float:
-    assert state.whole is not None
-    count, device = state.config.data.batch, state.world.device
-    index = torch.arange(count)
-    head = InOrder(state.images.train, index, state.pixels, state.config.seed, Purpose.EVALUATE, count, device)
+def _joined_bits(state: State) -> float:
+    """Bits/dim of the same images, by the joined model."""
+    run, count, joined = state.run, state.run.config.data.batch, state.weights.joined
+    assert joined is not None
+    index, device = torch.arange(count), run.world.device
+    head = InOrder(run.images.train, index, run.space, run.config.seed, Purpose.EVALUATE, count, device)
     with torch.no_grad():
-        _, nll = state.whole(head.recv())
-    return bits_per_dim(nll.double().mean(), state.pixels.dims).item()
+        _, nll = joined(head.recv())
+    return bits_per_dim(nll.double().mean(), run.space.dims).item()

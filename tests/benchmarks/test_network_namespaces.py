@@ -2,12 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from hosts import two_hosts, why_not
+from benchmarks.lib.namespaces import two_hosts, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"two hosts: {why_not()}")
 SAYS = """

@@ -8,7 +8,7 @@ import torch
 
 from pipeflow.config import PhaseConfig
 from pipeflow.data import Batches, DataConfig, InOrder, Pixels, Purpose, check_enough, resident
-from pipeflow.training import state
+from pipeflow.training import run
 from tests.support.small_runs import fit_in, small_config
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_they_are_copied_to_the_device_once_a_run(tmp_path, monkeypatch):
         copied.append(torch.from_numpy(images.copy()))
         return copied[-1]
 
-    monkeypatch.setattr(state, "resident", copy)
+    monkeypatch.setattr(run, "resident", copy)
     phases = [PhaseConfig("alternate", steps=4, turn_steps=2), PhaseConfig("simultaneous", steps=6)]
     whole, again = (small_config(tmp_path / name, phases) for name in ("whole", "again"))
     expected = fit_in("", whole)["test_bits_per_dim"]

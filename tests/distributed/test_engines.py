@@ -219,8 +219,8 @@ def held(init_method: str, config: Config, resume: Path | None) -> tuple[int, in
 
     def begun(self, *given):
         state = self.state
-        own = {name for part in state.world.mine for name in state.chain.slices[part].global_state()}
-        known[:] = [state.parameters, {key.split("/", 1)[1] for key in state.moments}, own]
+        own = {name for truncated in state.weights.slices.values() for name in truncated.global_state()}
+        known[:] = [state.run.parameters, {key.split("/", 1)[1] for key in state.weights.moments}, own]
         return begin(self, *given)
 
     PipelineStage.tick, Phase.run = counted, begun

@@ -7,19 +7,15 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.small_runs import fit_in
-from tests.training.test_faults import SLACK_S
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from hosts import two_hosts, why_not
-
+from benchmarks.lib.namespaces import two_hosts, why_not
 from pipeflow.config.parser import parse
 from pipeflow.storage import checkpoint
+from tests.support.small_runs import fit_in
+from tests.training.test_faults import SLACK_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=f"two hosts: {why_not()}")]
 HEARTBEAT_S, TIMEOUT_S = 0.5, 6.0

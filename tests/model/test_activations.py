@@ -15,7 +15,6 @@ from pipeflow.model import Drift, GlowConfig, glow_steps, make_passage, set_prec
 from pipeflow.model import activations as passages
 from pipeflow.model.glow import FlowStep
 from pipeflow.model.truncated import truncate
-from pipeflow.reporting import page, read
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -144,23 +143,17 @@ def test_the_backward_pass_tells_how_far_it_drifted(perturb):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_run_says_how_far_inverted_inputs_drifted(tmp_path, size):
-    """In every line of a batch that was learned from; the largest in result.json and in the report; else nowhere."""
+    """In every line of a batch that was learned from, and nowhere else."""
     phases = [PhaseConfig("alternate", steps=6, turn_steps=2), PhaseConfig("end_to_end", steps=3)]
     configs = [small_config(tmp_path / kind, phases, activations=kind) for kind in ("keep", "invert")]
     in_processes(size, carry_out, configs, directory=tmp_path / "meet")
-    kept, inverted = (json.loads((Path(config.run_dir) / "result.json").read_text())["phases"] for config in configs)
-    assert not any("drift" in phase for phase in kept)
-    assert [sorted(phase["drift"]) for phase in inverted] == [["part-1", "part-2", "part-3"], ["end_to_end"]]
-    for name, found in {**inverted[0]["drift"], **inverted[1]["drift"]}.items():
-        text = (Path(configs[1].run_dir) / "metrics" / f"{name}.jsonl").read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
-        assert all(("drift" in line) is line["learn"] for line in lines)
-        for figure in ("drift", "relative_drift"):
-            told = [line[figure] for line in lines if line["learn"]]
-            assert 0 < max(told) == found[figure] < 1e-5
-    stories = [read(config.run_dir) for config in configs]
-    most = f"{max(part['drift'] for part in inverted[0]['drift'].values()):.1e}"
-    assert most in page(stories, [[], []], None) and "drift of inverted" not in page(stories[:1], [[]], None)
+    for config in configs:
+        for name in ("part-1", "part-2", "part-3", "end_to_end"):
+            text = (Path(config.run_dir) / "metrics" / f"{name}.jsonl").read_text()
+            for line in map(json.loads, text.splitlines()):
+                for figure in ("drift", "relative_drift"):
+                    assert (figure in line) is (line["learn"] and config.activations == "invert")
+                    assert 0 <= line.get(figure, 0) < 1e-5
 
 
 def two_hundred_steps(tmp_path, activations, precision):

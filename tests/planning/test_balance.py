@@ -7,8 +7,10 @@ import torch
 
 from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, check_cut, glow_steps, scheme_cut
-from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
-from pipeflow.planning.measure import measure
+from pipeflow.planning import Profile, balanced_cut, measure_steps
+from pipeflow.planning.balance import smallest_maximum
+from pipeflow.planning.profile import Cost
+from pipeflow.planning.run_profile import flow_step_costs
 
 
 def largest(costs, at):
@@ -24,7 +26,7 @@ def test_no_cut_is_better(size):
             # Small whole numbers: sums are exact, and ties are common.
             costs = torch.randint(1, 6, (size,), generator=generator).double().tolist()
             cuts = list(combinations(range(1, size), parts - 1))
-            at = balanced_cut(costs, parts)
+            at = smallest_maximum(costs, parts)
             assert len(at) == parts - 1 and at in cuts
             assert largest(costs, at) == min(largest(costs, cut) for cut in cuts)
 
@@ -41,7 +43,22 @@ def test_no_cut_is_better_where_links_take_time(size):
                 return max(largest(costs, at), *(carry[border - 1] for border in at))
 
             cuts = list(combinations(range(1, size), parts - 1))
-            assert slowest(balanced_cut(costs, parts, carry)) == min(slowest(cut) for cut in cuts)
+            assert slowest(smallest_maximum(costs, parts, carry=carry)) == min(slowest(cut) for cut in cuts)
+
+
+@pytest.mark.parametrize("size", range(2, 8))
+def test_no_cut_is_better_where_the_end_of_a_part_costs_something(size):
+    generator = torch.Generator().manual_seed(size)
+    for parts in range(1, size + 1):
+        for _ in range(10):
+            costs, endings = torch.randint(1, 6, (2, size), generator=generator).double().tolist()
+
+            def slowest(at, costs=costs, endings=endings):
+                borders = zip([0, *at], [*at, len(costs)], strict=True)
+                return max(sum(costs[start:end]) + endings[end - 1] for start, end in borders)
+
+            cuts = list(combinations(range(1, size), parts - 1))
+            assert slowest(smallest_maximum(costs, parts, endings)) == min(slowest(cut) for cut in cuts)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +80,13 @@ def test_no_cut_is_better_where_links_take_time(size):
         ([7], 1, ()),
     ],
 )
-def test_balanced_cut(costs, parts, at):
-    assert balanced_cut(costs, parts) == at
+def test_smallest_maximum(costs, parts, at):
+    assert smallest_maximum(costs, parts) == at
 
 
 def test_more_parts_than_flow_steps():
     with pytest.raises(ValueError, match=r"cut\.parts is 4, but the flow has only 3 flow steps"):
-        balanced_cut([1.0, 1.0, 1.0], 4)
+        smallest_maximum([1.0, 1.0, 1.0], 4)
 
 
 def test_balanced_beats_the_other_schemes_where_levels_differ():
@@ -77,7 +94,7 @@ def test_balanced_beats_the_other_schemes_where_levels_differ():
     costs = [share / 32 for share in (0.705, 0.219, 0.076) for _ in range(32)]
     by_blocks = scheme_cut(CutConfig("by_blocks", 3), 3, 32)
     across = scheme_cut(CutConfig("across_blocks", 3), 3, 32)
-    at = balanced_cut(costs, 3)
+    at = smallest_maximum(costs, 3)
     assert check_cut(at, 96) == at
     assert largest(costs, by_blocks) == pytest.approx(0.705)
     assert largest(costs, at) < largest(costs, across) < largest(costs, by_blocks)
@@ -95,14 +112,15 @@ def steps():
 def test_squeeze_counts_with_the_step_after_it_and_split_with_the_step_before(steps):
     kinds = [type(step).__name__ for step in steps]
     assert kinds[:5] == ["Squeeze", "FlowStep", "FlowStep", "Split", "Squeeze"] and len(kinds) == 11
-    seconds = [2.0**index for index in range(11)]
-    assert flow_step_costs(steps, seconds) == [1 + 2, 4 + 8, 16 + 32, 64 + 128, 256 + 512, 1024]
-    assert sum(flow_step_costs(steps, seconds)) == sum(seconds)
+    costs = [Cost((1,), (2.0**index,), (0.0,), parameters=3**index) for index in range(11)]
+    found = flow_step_costs(steps, costs)
+    assert [cost.seconds(1) for cost in found] == [1 + 2, 4 + 8, 16 + 32, 64 + 128, 256 + 512, 1024]
+    assert sum(cost.parameters for cost in found) == sum(cost.parameters for cost in costs)
 
 
 def test_every_measured_second_belongs_to_a_step(steps):
     with pytest.raises(ValueError, match="argument"):
-        flow_step_costs(steps, [1.0])
+        flow_step_costs(steps, [Cost((1,), (1.0,), (1.0,))])
 
 
 def test_steps_are_measured_and_left_as_they_were(steps, device, perturb):
@@ -110,33 +128,33 @@ def test_steps_are_measured_and_left_as_they_were(steps, device, perturb):
     perturb(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     devices = {parameter.device for parameter in model.parameters()}
-    seconds = measure_steps(steps, (1, 8, 8), 4, device)
-    assert len(seconds) == len(steps) and all(second > 0 for second in seconds)
+    costs = measure_steps(steps, (1, 8, 8), (4,), device)
+    assert len(costs) == len(steps) and all(cost.seconds(4) > 0 for cost in costs)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert {parameter.device for parameter in model.parameters()} == devices
 
 
 def test_one_kind_at_one_shape_is_measured_once(steps, device):
-    seconds = measure_steps(steps, (1, 8, 8), 4, device)
+    seconds = [cost.seconds(4) for cost in measure_steps(steps, (1, 8, 8), (4,), device)]
     assert seconds[1] == seconds[2] and seconds[5] == seconds[6]
     different = [seconds[index] for index in (0, 1, 3, 4, 5, 7, 8, 9)]
     assert len(set(different)) == len(different)
 
 
 def test_a_measured_cut_is_a_cut(steps, device):
-    costs = flow_step_costs(steps, measure_steps(steps, (1, 8, 8), 4, device))
+    costs = tuple(flow_step_costs(steps, measure_steps(steps, (1, 8, 8), (4,), device)))
     assert len(costs) == 6 == sum(not isinstance(step, Squeeze | Split) for step in steps)
-    at = balanced_cut(costs, 3)
+    at = balanced_cut(Profile(costs, costs, ((1,),) * 6, (4,) * 6, 16), 3, 4)
     assert check_cut(at, 6) == at
 
 
 def test_steps_of_one_kind_and_several_widths_are_measured_apart(device):
     narrow, wide = (glow_steps(GlowConfig(levels=1, steps=1, hidden=hidden), (1, 8, 8)) for hidden in (4, 64))
-    measured = measure([*narrow, narrow[1], wide[1]], (1, 8, 8), (4,), device)
+    measured = measure_steps([*narrow, narrow[1], wide[1]], (1, 8, 8), (4,), device)
     assert measured[1] is measured[2] and measured[3].parameters > measured[2].parameters
 
 
 def test_seconds_of_a_step_hold_its_update(steps, device, monkeypatch):
-    monkeypatch.setattr("pipeflow.planning.measure._update", lambda *_: 100.0)
-    assert all(second >= 100 for second in measure_steps(steps, (1, 8, 8), 4, device))
+    monkeypatch.setattr("pipeflow.planning.measure._update_seconds", lambda *_: 100.0)
+    assert all(cost.seconds(4) >= 100 for cost in measure_steps(steps, (1, 8, 8), (4,), device))

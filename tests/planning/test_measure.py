@@ -10,8 +10,10 @@ from pipeflow.config.parser import parse
 from pipeflow.data import DataConfig, Pixels
 from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, build, cut_steps, glow_steps
-from pipeflow.planning import events_behind, survey
-from pipeflow.planning.measure import measure, medians, now, sizes
+from pipeflow.planning import measure_steps, measured_profile
+from pipeflow.planning.measure import StepOptions, medians, now
+from pipeflow.planning.run_profile import batch_sizes
+from pipeflow.planning.saved_memory import saved_bytes
 
 GLOW = GlowConfig(levels=2, steps=2, hidden=8, top_prior="learned")
 
@@ -21,7 +23,7 @@ GLOW = GlowConfig(levels=2, steps=2, hidden=8, top_prior="learned")
     [(64, (2, 4, 8, 16, 32, 64)), (48, (2, 3, 6, 12, 24, 48)), (5, (2, 3, 5)), (1, (1,)), (2, (1, 2))],
 )
 def test_the_batch_and_its_shares_are_measured(batch, found):
-    assert sizes(batch) == found
+    assert batch_sizes(batch) == found
 
 
 def test_medians_of_runs_in_turns_without_the_first():
@@ -48,7 +50,7 @@ def test_every_step_is_measured_at_every_size_and_left_as_it_was(device, perturb
     steps = glow_steps(GLOW, (1, 8, 8))
     model = perturb(torch.nn.ModuleList(steps))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    costs = measure(steps, (1, 8, 8), (2, 4), device, "adamw", ema=0.9)
+    costs = measure_steps(steps, (1, 8, 8), (2, 4), device, StepOptions(optimizer="adamw", ema=0.9))
     assert [cost.parameters for cost in costs] == [sum(p.numel() for p in step.parameters()) for step in steps]
     for step, cost in zip(steps, costs, strict=True):
         assert cost.batches == (2, 4) and min(*cost.forward_s, *cost.backward_s) > 0
@@ -60,7 +62,7 @@ def test_every_step_is_measured_at_every_size_and_left_as_it_was(device, perturb
 def test_what_is_kept_is_what_autograd_keeps():
     """The sum over the steps is what one forward pass of the whole flow saves, storages counted once."""
     steps = glow_steps(GLOW, (1, 8, 8))
-    costs = measure(steps, (1, 8, 8), (2,), torch.device("cpu"))
+    costs = measure_steps(steps, (1, 8, 8), (2,), torch.device("cpu"))
     owned = {p.untyped_storage().data_ptr() for step in steps for p in [*step.parameters(), *step.buffers()]}
     storages = {}
 
@@ -80,7 +82,7 @@ def test_what_is_kept_is_what_autograd_keeps():
 
 def test_steps_that_keep_nothing_and_learn_nothing():
     steps = glow_steps(GlowConfig(levels=2, steps=1, hidden=8, split_prior="standard"), (1, 8, 8))
-    costs = measure(steps, (1, 8, 8), (2,), torch.device("cpu"))
+    costs = measure_steps(steps, (1, 8, 8), (2,), torch.device("cpu"))
     for step, cost in zip(steps, costs, strict=True):
         if isinstance(step, Squeeze | Split):
             assert (cost.parameters, cost.update_s) == (0, 0)
@@ -94,22 +96,43 @@ def config():
 
 def test_a_profile_counts_what_the_parts_of_a_run_count(config):
     pixels = Pixels((1, 8, 8), 17)
-    profile = survey(config, pixels, torch.device("cpu"))
+    steps = glow_steps(config.glow, pixels.shape, config.seed)
+    profile = measured_profile(config, pixels, steps, torch.device("cpu"), batch_sizes(8))
     slices, whole = build(config.model, pixels)
     parts = profile.parts((1, 3))
     assert [cost.parameters for cost in parts] == [sum(p.numel() for p in slices[i].parameters()) for i in range(3)]
     assert profile.parts(())[0].parameters == sum(p.numel() for p in whole.parameters())
-    assert profile.sent((1, 3)) == [4 * (torch.Size(slices[i].part.event_out).numel() + 1) for i in range(2)]
+    assert profile.border_bytes((1, 3)) == [4 * (torch.Size(slices[i].part.event_out).numel() + 1) for i in range(2)]
     assert profile.state_bytes == 16 and parts[0].batches == (1, 2, 4, 8)
     assert all(cost.forward(8) > 0 and cost.backward(8) > 0 and cost.update_s > 0 for cost in parts)
 
 
 def test_an_average_is_kept_in_memory_too():
     averaged = parse(["--ema", "0.9", "--glow.levels", "1", "--cut.parts", "2", "--glow.hidden", "8"])
-    assert survey(averaged, Pixels((1, 8, 8), 17), torch.device("cpu")).state_bytes == 20
+    steps = glow_steps(averaged.glow, (1, 8, 8))
+    assert measured_profile(averaged, Pixels((1, 8, 8), 17), steps, torch.device("cpu"), (2,)).state_bytes == 20
 
 
-def test_borders_behind_flow_steps_have_the_shapes_that_parts_hand_on(config):
+def test_packets_have_the_shapes_that_parts_hand_on(config):
     steps = glow_steps(GLOW, (1, 8, 8))
-    for border, event in enumerate(events_behind(config, (1, 8, 8))[:-1], 1):
+    profile = measured_profile(config, Pixels((1, 8, 8), 17), steps, torch.device("cpu"), (2,))
+    for border, event in enumerate(profile.packet_shapes[:-1], 1):
         assert cut_steps(steps, [border], (1, 8, 8))[0].event_out == event
+
+
+def test_activations_that_are_not_kept_take_less_memory():
+    """By checkpoint what enters each step is kept; inverted, what leaves the flow within it."""
+    steps = glow_steps(GLOW, (1, 8, 8))
+    kept = {name: saved_bytes(steps, (1, 8, 8), name) for name in ("keep", "checkpoint", "invert")}
+    entering = [64, 64, 64, 64, 32, 32, 32]
+    assert kept["checkpoint"] == [(0, 4 * numbers) for numbers in entering]
+    leaving = [0, 0, 0, 32, 0, 0, 0]
+    assert kept["invert"] == [(0, 4 * numbers) for numbers in leaving]
+    assert sum(image for _, image in kept["keep"]) > sum(image for _, image in kept["checkpoint"])
+
+
+@pytest.mark.parametrize("activations", ["checkpoint", "invert"])
+def test_steps_are_measured_as_their_activations_are_kept(activations, device):
+    steps = glow_steps(GLOW, (1, 8, 8))
+    costs = measure_steps(steps, (1, 8, 8), (2, 4), device, StepOptions(activations=activations))
+    assert all(min(*cost.forward_s, *cost.backward_s) > 0 for cost in costs)

@@ -6,12 +6,12 @@ from math import gcd
 import pytest
 
 from pipeflow.distributed import owners
-from pipeflow.planning import place
+from pipeflow.planning import place_processes
 
 
 def test_a_grid_of_whole_chains():
-    grid = place(4, hosts=4, gpus_per_host=8)
-    assert (grid.stages, grid.replicas, len(grid.seats)) == (4, 8, 32)
+    grid = place_processes(4, hosts=4, gpus_per_host=8)
+    assert (grid.stages, grid.replicas, len(grid.processes)) == (4, 8, 32)
     assert [seat.rank for seat in grid.chain(3)] == [12, 13, 14, 15]
     assert {(seat.host, seat.replica) for seat in grid.chain(3)} == {(1, 3)}
     assert [seat.rank for seat in grid.replicas_of(1)] == [1, 5, 9, 13, 17, 21, 25, 29]
@@ -20,7 +20,7 @@ def test_a_grid_of_whole_chains():
 
 
 def test_a_chain_fills_a_host_before_it_crosses():
-    grid = place(6, hosts=3, gpus_per_host=4)
+    grid = place_processes(6, hosts=3, gpus_per_host=4)
     assert [[(seat.host, seat.gpu) for seat in grid.chain(replica)] for replica in range(2)] == [
         [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)],
         [(1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)],
@@ -30,17 +30,17 @@ def test_a_chain_fills_a_host_before_it_crosses():
 
 @pytest.mark.parametrize(("parts", "hosts", "gpus"), [(3, 3, 8), (4, 4, 8), (1, 2, 3), (6, 3, 4), (8, 2, 2), (5, 1, 2)])
 def test_rank_is_replica_times_stages_plus_stage(parts, hosts, gpus):
-    grid = place(parts, hosts, gpus)
-    for rank, seat in enumerate(grid.seats):
+    grid = place_processes(parts, hosts, gpus)
+    for rank, seat in enumerate(grid.processes):
         assert seat.rank == rank == seat.replica * grid.stages + seat.stage == seat.host * gpus + seat.gpu
     assert grid.stages * grid.replicas == hosts * gpus
 
 
 @pytest.mark.parametrize(("parts", "hosts", "gpus"), [(8, 2, 2), (5, 1, 2), (7, 1, 3), (3, 1, 3), (3, 1, 1)])
 def test_one_chain_holds_its_parts_as_the_world_does(parts, hosts, gpus):
-    grid = place(parts, hosts, gpus)
+    grid = place_processes(parts, hosts, gpus)
     assert grid.replicas == 1
-    held = [seat.rank for seat in grid.seats for _ in seat.parts]
+    held = [seat.rank for seat in grid.processes for _ in seat.parts]
     assert tuple(held) == owners(parts, hosts * gpus)
 
 
@@ -81,7 +81,7 @@ def fewest_crossings(stages, hosts, gpus):
     ("parts", "hosts", "gpus"), [(4, 2, 6), (6, 3, 4), (3, 3, 4), (2, 2, 3), (6, 3, 2), (4, 3, 4), (5, 5, 3), (6, 4, 3)]
 )
 def test_no_placement_crosses_hosts_less(parts, hosts, gpus):
-    grid = place(parts, hosts, gpus)
+    grid = place_processes(parts, hosts, gpus)
     crossed = sum(len(grid.crossings(replica)) for replica in range(grid.replicas))
     assert crossed == fewest_crossings(parts, hosts, gpus) == hosts - hosts * gcd(parts, gpus) // parts
 
@@ -97,4 +97,4 @@ def test_no_placement_crosses_hosts_less(parts, hosts, gpus):
 )
 def test_what_cannot_be_placed_is_said(sizes, words):
     with pytest.raises(ValueError, match=words):
-        place(*sizes)
+        place_processes(*sizes)

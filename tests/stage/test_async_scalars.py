@@ -19,7 +19,7 @@ from pipeflow.stage import Average, Stage, Update, load_moments, make_optimizer
 from pipeflow.stage.async_scalars import AsyncScalars
 from pipeflow.stage.optimizer import can_skip
 from pipeflow.stream import Discard
-from pipeflow.training.phase import Phase
+from pipeflow.training.monitor import Monitor
 from tests.support.small_runs import fit_in, small_config
 
 
@@ -100,13 +100,13 @@ def test_numbers_are_read_as_they_were():
 @pytest.fixture
 def lagging(monkeypatch):
     """Reports are read four batches late."""
-    init = Phase.__init__
+    init = Monitor.__init__
 
     def lag(self, *arguments):
         init(self, *arguments)
-        self._lag = 4
+        self.lag = 4
 
-    monkeypatch.setattr(Phase, "__init__", lag)
+    monkeypatch.setattr(Monitor, "__init__", lag)
 
 
 PHASES = [PhaseConfig("simultaneous", steps=5, lr=2e-3), PhaseConfig("end_to_end", steps=3)]
@@ -139,10 +139,7 @@ def test_bad_updates_are_counted_late_but_exactly(tmp_path, lagging):
     with pytest.raises(FloatingPointError, match=r"part 2 .* stops at step .* 2 times in a row") as late:
         fit_in("", small_config(tmp_path / "late", phases, max_bad_steps=2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Phase, "_record", lambda self, left: _record(self, 0))
+        patch.setattr(Monitor, "read", Monitor.flush)
         with pytest.raises(FloatingPointError) as prompt:
             fit_in("", small_config(tmp_path / "prompt", phases, max_bad_steps=2))
     assert str(late.value) == str(prompt.value)
-
-
-_record = Phase._record

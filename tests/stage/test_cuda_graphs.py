@@ -21,8 +21,8 @@ from pipeflow.stage import Average, CudaRecorder, EagerStep, RecordedStep, Stage
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.storage.checkpoint import load
 from pipeflow.stream import Discard
-from pipeflow.training import phase as phases
-from pipeflow.training.phase import Phase
+from pipeflow.training import stages
+from pipeflow.training.stages import StageBuilder
 from tests.support.small_runs import fit_in, small_config
 from tests.support.tape import HOST_READS, TapeRecorder, tensors
 
@@ -161,17 +161,17 @@ TURNS = [
 @pytest.mark.parametrize("activations", ["keep", "invert"])
 def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
     """Every schedule: turns, packets between parts of one process, averages, checkpoints and evaluations."""
-    monkeypatch.setattr(phases, "make_optimizer", partial(make_optimizer, fused=True))
+    monkeypatch.setattr(stages, "make_optimizer", partial(make_optimizer, fused=True))
     configs = [small_config(tmp_path / kind, TURNS, activations=activations, ema=0.9) for kind in ("plain", "replayed")]
     fit_in("", configs[0])
     recorders = []
 
-    def recorded(self, stage):
+    def replayed(self, stage, sharers):
         recorders.append(TapeRecorder())
         stage.step = RecordedStep(stage.step, stage.update.optimizer, recorders[-1])
         return stage
 
-    monkeypatch.setattr(Phase, "_recorded", recorded)
+    monkeypatch.setattr(StageBuilder, "replayed", replayed)
     fit_in("", configs[1])
     assert [recorder.recorded for recorder in recorders] == [2] * 7
     expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-40")[0] for config in configs)

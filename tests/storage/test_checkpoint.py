@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeflow.distributed import ParallelConfig, World
+from pipeflow.errors import LostError, SaveError
 from pipeflow.model import GlowConfig, glow_steps
 from pipeflow.model.truncated import truncate
 from pipeflow.stage import load_moments, make_optimizer, named_moments
@@ -86,6 +87,28 @@ def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path, parts):
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
 
+class Unreachable(World):
+    """A world whose store is gone."""
+
+    @property
+    def store(self):
+        raise LostError("the store where the processes meet is gone")
+
+    @store.setter
+    def store(self, store):
+        pass
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("world", "kind"), [(Unreachable, torch.float32), (World, torch.complex128)])
+def test_whatever_goes_wrong_in_the_background_the_loop_raises(tmp_path, world, kind):
+    """The store is gone, or the format has no such kind of number."""
+    saver = Saver(world(ParallelConfig(), 1, "cpu"), tmp_path, CheckpointConfig())
+    saver.save({0: {"steps.0.bias": torch.ones(3, dtype=kind)}}, manifest_of(1))
+    with pytest.raises(SaveError, match=r"step 0: the checkpoint of step 1 cannot be written: ."):
+        saver.wait()
+
+
 def test_a_file_a_part_and_a_manifest_and_nothing_else(saved):
     assert [path.name for path in sorted(saved.iterdir())] == [
         "manifest.json",
@@ -121,6 +144,13 @@ def test_what_stays(name, tmp_path, parts):
     save(tmp_path, parts, 1, 2, 3, 4, 5, keep=keep, scores=scores)
     assert set(checkpoint.steps_saved(tmp_path)) == left
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"step-{step}" for step in left}
+
+
+def test_a_damaged_manifest_does_not_keep_others_from_being_removed(tmp_path, parts):
+    save(tmp_path, parts, 1, 2)
+    (tmp_path / "checkpoints" / "step-2" / "manifest.json").write_text("{")
+    save(tmp_path, parts, 3, 4, keep=2)
+    assert checkpoint.steps_saved(tmp_path) == [3, 4]
 
 
 def test_the_newest_whole_one_is_found_behind_damaged_ones(tmp_path, parts):

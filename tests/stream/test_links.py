@@ -5,12 +5,13 @@ import os
 import resource
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pipeflow.config import Config, PhaseConfig, segments
+from pipeflow.config import Config, PhaseConfig
 from pipeflow.data import Pixels
 from pipeflow.data.datasets import load
 from pipeflow.distributed import ParallelConfig, Stop, World, open_world
@@ -18,7 +19,7 @@ from pipeflow.distributed.socket_counters import sockets
 from pipeflow.flow import Packet, StandardNormal, Step
 from pipeflow.model import Truncated
 from pipeflow.model.part import Part
-from pipeflow.stage import Report, Stage
+from pipeflow.stage import Report, Stage, Update
 from pipeflow.stream import Discard, ProcessOutbox
 from pipeflow.stream.links import Border, LocalLink, ProcessInbox
 from pipeflow.training.actnorm_init import start
@@ -40,10 +41,11 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         world = open_world(config.parallel, config.cut.parts, "cpu", f"{init_method}-{number}")
         images = load("digits", None, None)
         state = fresh(world, config, images, Pixels((1, 8, 8), images.levels))
-        phase = Phase(state, config.phases[0], 1, 0, Path(config.run_dir))
+        phase = Phase(state, 1, 0)
+        phase.enter()
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
-        phase._train(next(segments(phase.plan, phase.begin, [])), lambda: None)
+        phase.train(next(phase.segments), SimpleNamespace(check=lambda: None))
         world.exchange(b"")
         after = {s.fd: s for s in sockets()}
         deltas = [(after[fd].sent - before[fd].sent, after[fd].received - before[fd].received) for fd in before]
@@ -167,7 +169,8 @@ class Ones:
 
 def make_stage(step: Step) -> Stage:
     truncated = Truncated(Part({0: step}, (8,)), StandardNormal((8,)), "prior")
-    return Stage(truncated, torch.optim.SGD(truncated.parameters(), lr=0.1), 0.1, 0, None, 8)
+    named = truncated.named_global_parameters()
+    return Stage(truncated, Update(named, torch.optim.SGD(truncated.parameters(), lr=0.1), 0.1), 8)
 
 
 def held_back(init_method: str, finished: Any) -> bool:

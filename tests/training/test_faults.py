@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,20 +99,31 @@ def raises(size: int, fault: Fault, step: int, rank: int, cause: str) -> Case:
 
 
 def killed_in_evaluation(scene: Scene) -> None:
-    fit = import_module("pipeflow.training.fit")
-    in_a_call(scene, fit, "evaluate", lambda: os.kill(scene.pid(), 9), lambda chain, *_: chain.world.pulse.step)
+    import pipeflow.training.pauses
+
+    in_a_call(
+        scene,
+        pipeflow.training.pauses,
+        "evaluate",
+        lambda: os.kill(scene.pid(), 9),
+        lambda chain, *_: chain.world.pulse.step,
+    )
 
 
 def killed_at_the_start(scene: Scene) -> None:
     import pipeflow.training.phase
 
-    in_a_call(scene, pipeflow.training.phase, "start", lambda: os.kill(scene.pid(), 9), lambda state, _: state.step)
+    in_a_call(
+        scene, pipeflow.training.phase, "start", lambda: os.kill(scene.pid(), 9), lambda state, _: state.progress.step
+    )
 
 
 def killed_at_the_switch(scene: Scene) -> None:
-    import pipeflow.training.phase
+    import pipeflow.training.modes
 
-    in_a_call(scene, pipeflow.training.phase, "join", lambda: os.kill(scene.pid(), 9), lambda state, *_: state.step)
+    in_a_call(
+        scene, pipeflow.training.modes, "join", lambda: os.kill(scene.pid(), 9), lambda state: state.progress.step
+    )
 
 
 def killed_while_writing(scene: Scene) -> None:

@@ -4,10 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
-import re
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -23,7 +20,8 @@ from pipeflow.model import CutConfig
 from pipeflow.storage import CheckpointConfig, checkpoint
 from pipeflow.train import main
 from pipeflow.training import fit
-from pipeflow.training.restore import restore
+from pipeflow.training.restore import find, restore
+from tests.storage.test_run_lock import held
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
 
@@ -108,10 +106,10 @@ def test_cut_anew_nothing_is_lost(name, whole, tmp_path, capsys, monkeypatch):
     def watched(state, source):
         said = restore(state, source)
         for part in range(cut.parts):
-            carried.update({name: tensor.clone() for name, tensor in state.part_state(part).items()})
+            carried.update({name: tensor.clone() for name, tensor in state.weights.part_state(part).items()})
         return said
 
-    monkeypatch.setattr(import_module("pipeflow.training.fit"), "restore", watched)
+    monkeypatch.setattr(import_module("pipeflow.training.prepare"), "restore", watched)
     source = saved(whole, 17)  # sequential: part 3 has not learned in this phase, so it has no moments yet
     fit(config, resume=source)
     before = checkpoint.load(source)[0]
@@ -255,7 +253,10 @@ def test_a_path_belongs_to_its_run(copy, tmp_path):
     config, resume = settle(["--resume", str(saved(copy, 12))])
     assert (Path(config.run_dir), resume) == (Path(copy.run_dir), saved(copy, 12))
     config, resume = settle(["--resume", copy.run_dir, "--run_dir", str(tmp_path / "branch")])
-    assert (Path(config.run_dir), resume) == (tmp_path / "branch", saved(copy, 12))
+    assert (Path(config.run_dir), resume) == (tmp_path / "branch", Path(copy.run_dir))
+    assert find(config, resume)[0] == saved(copy, 12), "the newest of that run"
+    (saved(copy, 12) / "part-1.safetensors").write_bytes(b"")
+    assert find(config, resume)[0] == saved(copy, 11), "the newest that is not damaged"
 
 
 def test_a_restarted_worker_goes_on_whatever_its_command_line_says(copy, monkeypatch):
@@ -429,7 +430,7 @@ def test_a_past_cannot_change(name, copy, capsys):
 
 def test_a_branch_needs_a_directory_of_its_own(copy, whole, capsys):
     assert main(["--resume", str(saved(copy, 7))]) == 2
-    assert "goes on to step 12, behind step-7. Give the branch that begins here" in capsys.readouterr().err
+    assert "goes on to step 12, after step-7. Give the branch that begins here" in capsys.readouterr().err
     assert main(["--resume", str(saved(copy, 7)), "--run_dir", whole.run_dir]) == 2
     assert "already holds a run" in capsys.readouterr().err
 
@@ -446,26 +447,106 @@ def test_a_path_that_is_none(tmp_path, capsys):
     assert "nowhere is no checkpoint: it has no manifest.json" in capsys.readouterr().err
 
 
-HOLDER = """
-import sys, pathlib
-from pipeflow.claim import claim
-claim(pathlib.Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_run_that_others_train_in_is_left_alone(whole, tmp_path, capfd):
-    directory = tmp_path / "run"
-    shutil.copytree(whole.run_dir, directory)
-    discard = [path for path in (directory / "checkpoints").iterdir() if path.name > "step-1"]
-    for path in discard:
-        shutil.rmtree(path)
+def test_a_run_that_others_train_in_is_left_alone(copy, capfd, monkeypatch):
+    """Nothing of it is read, either: the other one may be just replacing it."""
+    monkeypatch.setattr("pipeflow.storage.run_lock._PATIENCE_S", 0.3)
+    directory = Path(copy.run_dir)
+    (saved(copy, 12) / "manifest.json").unlink()
+    (directory / "config.yaml").write_text("{")
+    for step in range(1, 12):
+        shutil.rmtree(saved(copy, step))
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    command = [sys.executable, "-c", HOLDER, str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        assert main(["--run_dir", str(directory), "--resume", "auto"]) == 2
-        other.stdin.close()
-    assert re.search("is being trained in by another process; wait for it", capfd.readouterr().err)
+    with held(directory) as other:
+        for words in (["--resume", "auto"], [], ["--resume", str(saved(copy, 12))]):
+            assert main(["--run_dir", str(directory), *words]) == 2
+            assert f"is being trained in by process {other.pid} on " in capfd.readouterr().err
+        assert main(["--resume", str(saved(copy, 12))]) == 2, "the run directory is the checkpoint's"
+        assert f"is being trained in by process {other.pid} on " in capfd.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+
+
+# --- who reads what
+
+
+class Prepared(Exception):
+    """Ends `fit` where everything has been read."""
+
+
+def reads_of_a_resume(init_method: str, config, source) -> tuple[list[str], list[str], list[str]]:
+    """Files whose checksums this process computes, files that it reads from, and names of the tensors that it reads."""
+    hashed, opened, names = [], [], []
+    digest, safe_open = hashlib.file_digest, checkpoint.safe_open
+
+    def ends(*_):
+        raise Prepared
+
+    class Spy:
+        def __init__(self, file, framework):
+            self.real, self.file = safe_open(file, framework), file
+
+        def __enter__(self):
+            self.tensors = self.real.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.real.__exit__(*error)
+
+        def keys(self):
+            return self.tensors.keys()
+
+        def get_tensor(self, name):
+            opened.append(self.file.name)
+            names.append(name)
+            return self.tensors.get_tensor(name)
+
+    def counted(stream, kind):
+        hashed.append(Path(stream.name).name)
+        return digest(stream, kind)
+
+    checkpoint.safe_open, hashlib.file_digest = Spy, counted
+    import_module("pipeflow.training.fit").Record = ends
+    world = open_world(config.parallel, config.cut.parts, config.device, init_method)
+    with pytest.raises(Prepared):
+        fit(config, world, source)
+    world.close()
+    return hashed, sorted(set(opened)), names
+
+
+FILES = [f"part-{number}.safetensors" for number in (1, 2, 3)]
+READERS = {  # cut, checkpoint → the files that each rank reads from
+    "by parts": (CutConfig("explicit", 3, [1, 4], provisional_prior="learned"), 8, [[file] for file in FILES]),
+    "end to end": (CutConfig("explicit", 3, [1, 4], provisional_prior="learned"), 13, [[file] for file in FILES]),
+    "cut anew": (CutConfig("explicit", 3, [2, 4]), 8, [FILES[:2], FILES[1:2], FILES[2:]]),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_each_process_reads_the_tensors_of_its_parts_once(name, whole, tmp_path):
+    cut, step, expected = READERS[name]
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"), cut=cut)
+    ranks = in_processes(3, reads_of_a_resume, config, saved(whole, step), directory=tmp_path / "meet")
+    assert [sorted(hashed) for hashed, _, _ in ranks] == [FILES, [], []], "the checksums are verified once"
+    assert [opened for _, opened, _ in ranks] == expected
+    names = [name for _, _, names in ranks for name in names]
+    tensors = checkpoint.load(saved(whole, step))[0]
+    assert sorted(names) == sorted(name for name in tensors if "provisional" not in name or cut.at == [1, 4])
+
+
+def test_one_process_reads_everything_once(whole, tmp_path):
+    config = dataclasses.replace(whole, run_dir=str(tmp_path / "run"))
+    (found,) = in_processes(1, reads_of_a_resume, config, saved(whole, 8), directory=tmp_path / "meet")
+    hashed, opened, names = found
+    assert sorted(hashed) == opened == FILES and sorted(names) == sorted(checkpoint.load(saved(whole, 8))[0])
+
+
+def damaged_for_one(init_method: str, config, source) -> str:
+    with pytest.raises(ValueError) as refused:
+        fit_in(init_method, config, source)
+    return str(refused.value)
+
+
+def test_what_one_process_finds_wrong_all_say(copy, tmp_path):
+    change_tensors(lambda t: t[name_of(t, "actnorm.bias")].fill_(float("nan")))(saved(copy, 12))
+    config = dataclasses.replace(copy, run_dir=str(tmp_path / "branch"))
+    (sentence,) = set(in_processes(3, damaged_for_one, config, saved(copy, 12), directory=tmp_path / "meet"))
+    assert "that are not finite" in sentence and not (tmp_path / "branch").exists()

@@ -7,7 +7,6 @@ import math
 import os
 
 import pytest
-import torch
 
 import pipeflow.training.switch
 from pipeflow.config import Config, PhaseConfig
@@ -17,6 +16,7 @@ from pipeflow.distributed import ParallelConfig, open_world
 from pipeflow.errors import JoinError
 from pipeflow.flow import Packet
 from pipeflow.model import CutConfig
+from pipeflow.storage import Manifest
 from pipeflow.stream.links import ProcessInbox
 from pipeflow.training import fit
 from pipeflow.training.state import State
@@ -55,7 +55,7 @@ def test_a_right_join_does_not(tmp_path):
 def test_bits_that_float32_cannot_tell_apart_join(tmp_path, monkeypatch, before, after, joins):
     """A run that diverges has bits/dim so large that float32 rounds them by far more than a ten-thousandth."""
     monkeypatch.setattr(pipeflow.training.switch, "_chain_bits", lambda _: before)
-    monkeypatch.setattr(pipeflow.training.switch, "_whole_bits", lambda _: after)
+    monkeypatch.setattr(pipeflow.training.switch, "_joined_bits", lambda _: after)
     with contextlib.nullcontext() if joins else pytest.raises(JoinError):
         fit(small_config(tmp_path / "run", SWITCH))
 
@@ -112,14 +112,14 @@ def fit_with_a_bad_share(init_method: str, config: Config) -> list[bytes]:
 
     Batches.at = spoilt  # type: ignore[method-assign]
     seen = []
-    part_state = State.part_state
+    manifest = State.manifest
 
-    def watched(self: State, part: int) -> dict[str, torch.Tensor]:
-        if self.step:  # at the end of the phase, not at the join before it
-            seen.extend(tensor.numpy().tobytes() for tensor in self.whole.global_state().values())
-        return part_state(self, part)
+    def watched(self: State, test_bits_per_dim: float | None) -> Manifest:
+        """At the end of the phase, when it is saved."""
+        seen.extend(tensor.numpy().tobytes() for tensor in self.weights.joined.global_state().values())
+        return manifest(self, test_bits_per_dim)
 
-    State.part_state = watched  # type: ignore[method-assign]
+    State.manifest = watched  # type: ignore[method-assign]
     fit_in(init_method, config)
     return seen
 

@@ -1,0 +1,1 @@
+"""Test bits/dim of the ways to train."""

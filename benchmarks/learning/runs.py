@@ -1,0 +1,139 @@
+"""Training runs of an experiment: settings → run directory → curve of test bits/dim.
+
+A sweep is hundreds of short runs, most of which differ in one number. A run directory is named by a hash of the
+settings: one that is complete is read, one that was interrupted goes on (`--resume auto`), one that diverged is
+remembered as such. So a sweep that is started again does only what is left to do.
+"""
+
+import argparse
+import atexit
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning.curves import Result, read_result
+from benchmarks.lib.torchrun import command, start
+from pipeflow.cli import STOPPED
+from pipeflow.train import main as train
+
+DIVERGED = ("not finite", "non-finite")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The settings of one run.
+
+    Attributes:
+        name: for people; need not be unique.
+        words: settings on the command line of `pipeflow.train`, except those below.
+        phases: as `--phases` takes them.
+        seed: of everything random.
+        processes: 1, or as many as torchrun starts.
+        threads: intra-op threads per process.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    phases: tuple[dict[str, Any], ...]
+    seed: int = 0
+    processes: int = 1
+    threads: int = 1
+
+    @property
+    def directory(self) -> str:
+        """Name of the run directory: the run's name and a hash of its settings."""
+        settings = [self.words, self.phases, self.seed, self.processes, self.threads]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{re.sub(r'[^a-z0-9.]+', '_', self.name)}-{digest}"
+
+    def options(self, directory: Path) -> list[str]:
+        """The options of `python -m pipeflow.train`."""
+        process = ["--seed", str(self.seed), "--parallel.threads", str(self.threads), "--device", "cpu"]
+        phases = ["--phases", json.dumps(self.phases), "--resume", "auto"]
+        return ["--run_dir", str(directory), *self.words, *process, *phases]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--runs and --jobs."""
+    parser.add_argument(
+        "--runs", type=Path, help="where runs are kept; runs/benchmarks by default, nowhere with --quick"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, where only bits/dim are measured")
+
+
+def runs_directory(args: argparse.Namespace) -> Path:
+    """The directory of the runs; with --quick one that is removed at the end."""
+    if args.runs or not args.quick:
+        return args.runs or Path("runs/benchmarks")
+    directory = tempfile.TemporaryDirectory()
+    atexit.register(directory.cleanup)
+    return Path(directory.name)
+
+
+def train_all(runs: Sequence[TrainingRun], directory: Path, jobs: int = 1) -> list[Result]:
+    """Trains runs, `jobs` of them at a time, and reads their results, in the same order.
+
+    Args:
+        runs: what to train; runs of equal settings are trained once.
+        directory: of the run directories; those that are complete in it are only read.
+        jobs: how many side by side; more than 1 where seconds do not matter.
+
+    Returns:
+        For each run its "name", "seed", "phases", "processes" and "threads", and what `read_result` finds.
+    """
+    todo = list({run.directory: run for run in runs if _unfinished(directory / run.directory)}.values())
+    if todo:
+        print(f"{len(todo)} of {len(runs)} runs to do, {jobs} at a time", flush=True)
+    for done in [_pool(jobs).submit(_train, run, directory) for run in todo]:
+        print(f"  {done.result()}", flush=True)
+    known = ("name", "seed", "phases", "processes", "threads")
+    return [
+        {key: getattr(run, key) for key in known} | read_result(directory / run.directory, run.processes)
+        for run in runs
+    ]
+
+
+@cache
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes that import PyTorch once, for all the runs that they do."""
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+
+
+def _unfinished(directory: Path) -> bool:
+    return not ((directory / "result.json").exists() or (directory / "diverged").exists())
+
+
+def _train(run: TrainingRun, parent: Path) -> str:
+    """In a process of the pool: trains; returns a line about it."""
+    directory = parent / run.directory
+    parent.mkdir(parents=True, exist_ok=True)
+    options = run.options(directory)
+    with tempfile.TemporaryFile("w+") as output:
+        if run.processes == 1:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                code = train(options)
+        else:
+            words = command("pipeflow.train", options, run.processes)
+            code = start(words, run.threads, stdout=output, stderr=output).wait()
+        output.seek(0)
+        lines = output.read().splitlines()
+    if code in (STOPPED, 130):
+        os._exit(code)  # asked to stop: this worker goes, and the sweep with it
+    last = next((line for line in reversed(lines) if line.startswith("pipeflow: ")), lines[-1] if lines else "")
+    if code == 0:
+        return lines[-1].split(" (truncated")[0]
+    if any(word in last for word in DIVERGED):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "diverged").write_text(last.removeprefix("pipeflow: "))
+        return f"{run.directory} diverged: {last}"
+    raise RuntimeError(f"{run.directory} ended with {code}: {last}")

@@ -1,0 +1,1 @@
+"""What several benchmarks share: results file, launcher, timing, workload, network namespaces."""

@@ -1,0 +1,1 @@
+"""How near a plan comes to the run."""

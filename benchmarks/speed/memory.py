@@ -1,0 +1,110 @@
+"""How much memory does a process need at most, by parts and by what people would use instead?
+
+    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (8 minutes)
+
+Every figure comes from fresh processes that train with one approach for a few batches: the largest resident size that
+Linux saw during these batches, without what the process held before there was a model (interpreter, libraries, open
+connections). Weights, gradients, Adam's moments, activations and buffers of messages are in it; building the model and
+ActNorm's start are not. What varies is the number of processes (= parts), the batch, the depth of the flow, and what
+is kept for the backward pass (`--activations` of a run, for every approach). GPipe and 1F1B have 8 micro-batches, with
+which they need least. A process may keep a few MiB that its allocator did not hand back: ignore small differences.
+"""
+
+from dataclasses import asdict, replace
+from typing import Any, get_args
+
+from benchmarks.lib.results import about, axes, keep, make_parser, table
+from benchmarks.lib.workload import Workload
+from benchmarks.speed.approaches import NAMES
+from benchmarks.speed.runner import Runner
+from pipeflow.model import Activations
+
+FULL = Workload(levels=3, steps=4, hidden=128, size=32, batch=48)
+QUICK = Workload(levels=2, steps=2, hidden=32, size=16, batch=8)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "parts": {},
+    "1f1b": {"micro": 8},
+    "gpipe": {"micro": 8},
+    "ddp": {"bucket_mb": 25},
+    "one": {"threads": 1},
+}
+MIB = 2**20
+
+
+def plan(quick: bool) -> list[tuple[str, int, Workload]]:
+    """(what varies, processes, workload); the point where the lines meet is in each of them."""
+    if quick:
+        return [("processes", 2, QUICK)]
+    return [
+        *(("processes", processes, FULL) for processes in (2, 3, 4)),
+        *(("batch", 2, replace(FULL, batch=batch)) for batch in (24, 48, 96)),
+        *(("steps", 2, replace(FULL, steps=steps)) for steps in (2, 4, 8)),
+        *(("activations", 2, replace(FULL, activations=kept)) for kept in get_args(Activations)),
+    ]
+
+
+def measure(workload: Workload, processes: int, batches: int) -> dict[str, Any]:
+    """Each approach in fresh processes: bytes by rank."""
+    workload = workload.balanced(processes)
+    found: dict[str, Any] = {"processes": processes, "workload": asdict(workload), "approaches": {}}
+    for name, setting in SETTINGS.items():
+        alone = name == "one"
+        with Runner(replace(workload, cut=()) if alone else workload, 1 if alone else processes) as runner:
+            one = runner.measure(name, setting, seconds=0, least=batches)
+        kept = {kind: one[kind] for kind in ("training_bytes", "peak_bytes")}
+        found["approaches"][name] = {"setting": setting, **kept, "worst_bytes": max(one["training_bytes"])}
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    workload = Workload(**found["workload"])
+    parts = f"{found['processes']} processes, cut at {list(workload.cut)}, activations: {workload.activations}"
+    print(f"\n{workload}, {parts}: MiB for training, by process")
+    least = found["approaches"]["parts"]["worst_bytes"]
+    rows = [
+        [
+            NAMES[name],
+            " ".join(f"{size / MIB:.0f}" for size in one["training_bytes"]),
+            f"{one['worst_bytes'] / MIB:.0f}",
+            f"{one['worst_bytes'] / least:.2f} ×",
+            " ".join(f"{size / MIB:.0f}" for size in one["peak_bytes"]),
+        ]
+        for name, one in found["approaches"].items()
+    ]
+    print(table(["", "by process", "worst", "times parts", "resident in all"], rows), flush=True)
+
+
+def draw(points: list[dict[str, Any]]) -> Any:
+    varied = list(dict.fromkeys(point["varied"] for point in points))
+    figure, panels = axes(1, len(varied), figsize=(4 * len(varied), 3.8), sharey=True, squeeze=False)
+    labels = {"processes": "processes (parts)", "batch": "images per step", "steps": "flow steps per level"}
+    for axis, key in zip(panels[0], varied, strict=True):
+        line = [point for point in points if point["varied"] == key]
+        ticks = [point["processes"] if key == "processes" else point["workload"][key] for point in line]
+        for name in SETTINGS:
+            sizes = [point["approaches"][name]["worst_bytes"] / MIB for point in line]
+            axis.plot(sizes, "o-", label=NAMES[name])
+        axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        axis.set_xlabel(labels.get(key, key))
+    panels[0][0].set_ylim(bottom=0)
+    panels[0][0].set_ylabel("MiB for training, worst process")
+    panels[0][0].legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    args = make_parser(__doc__).parse_args()
+    batches = 2 if args.quick else 4
+    known: dict[tuple[int, Workload], dict[str, Any]] = {}
+    points = []
+    for varied, processes, workload in plan(args.quick):
+        if (processes, workload) not in known:
+            known[processes, workload] = measure(workload, processes, batches)
+            show(known[processes, workload])
+        points.append({"varied": varied, **known[processes, workload]})
+    config = {"settings": SETTINGS, "batches": batches, "threads_per_process": 1}
+    keep("memory", {**about(config), "points": points}, args, draw(points))
+
+
+if __name__ == "__main__":
+    main()

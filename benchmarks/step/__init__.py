@@ -1,0 +1,1 @@
+"""One training step: its settings, other libraries, and its matrix products alone."""

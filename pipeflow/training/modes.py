@@ -1,0 +1,168 @@
+"""How the processes share the work of a phase: by parts, replicated, sharded or as a pipeline.
+
+A mode brings weights to where it needs them, builds the stages, links them for a segment, and hands back what they have
+learned. The training loop (phase.py) is the same for all modes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+from ..config import PhaseConfig, Segment, Turn
+from ..data import Batches
+from ..distributed import others_answer
+from ..stage import BaseStage, Report
+from ..storage import END_TO_END, part_stream
+from ..stream import Discard, Ends
+from .actnorm_init import start
+from .stages import StageBuilder
+from .state import State
+from .switch import join, split, take_back
+
+
+def choose_mode(state: State, phase: PhaseConfig, plan: list[Turn], begin: int) -> "Mode":
+    """The mode of a phase; `plan` and `begin` are its turns and the step of the run at which it begins."""
+    if phase.schedule != "end_to_end":
+        kind: type[Mode] = ByParts
+    elif state.run.config.pipelined(state.run.world.grid.stages):
+        kind = Pipelined
+    else:
+        kind = Sharded if state.run.config.end_to_end.engine == "fsdp" else Replicated
+    return kind(state, StageBuilder(state, phase, plan, begin))
+
+
+class Mode(ABC):
+    """How a phase is trained.
+
+    Attributes:
+        names: of all stages of the run, by position, as metrics call them.
+        positions: of the stages of this process.
+        recorded: positions of the stages whose metrics this process writes.
+        waits_for_others: whether processes average gradients within a tick.
+        stages: position → stage; empty before `enter`.
+    """
+
+    names: list[str]
+    positions: Sequence[int]
+    recorded: Sequence[int]
+    waits_for_others: bool
+
+    def __init__(self, state: State, builder: StageBuilder) -> None:
+        self.state, self.world, self.builder = state, state.run.world, builder
+        self.stages: Mapping[int, BaseStage] = {}
+
+    @abstractmethod
+    def enter(self) -> None:
+        """Brings the weights to where this mode trains them, and builds the stages; every process must call it."""
+
+    @abstractmethod
+    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+        """(position, inbox, outbox) of the stages of this process that take part in a segment; all must call it.
+
+        Args:
+            segment: about to be trained.
+            done: how many of its batches each part has done already.
+        """
+
+    def tick(self, position: int, segment: Segment) -> Report:
+        """One batch through one stage."""
+        learn = position in segment.learners
+        averages = learn and self.waits_for_others
+        with others_answer(self.world.pulse, "gradients were not averaged") if averages else nullcontext():
+            return self.stages[position].tick(learn)
+
+    def collect(self) -> None:
+        """Hands moments and averages back to the run, as weights are; every process must call it."""
+        for stage in self.stages.values():
+            self.state.weights.moments |= stage.update.moments()
+            self.state.weights.averages |= stage.update.average.values
+
+    def _head(self, first: int, share: tuple[int, int]) -> Batches:
+        """The images of this process from batch `first` of the run on: the i-th of n shares of each batch."""
+        run = self.state.run
+        seed, data = run.config.seed, run.config.data
+        return Batches(run.training_images, run.space, seed, data.batch, data.flip, self.world.device, first, share)
+
+
+class ByParts(Mode):
+    """Every process trains its own parts; replicas of a part average its gradients."""
+
+    def __init__(self, state: State, builder: StageBuilder) -> None:
+        super().__init__(state, builder)
+        self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
+        self.positions = self.world.mine
+        self.recorded = self.world.mine if self.world.replica == 0 else []
+        self.waits_for_others = self.world.grid.replicas > 1
+
+    def enter(self) -> None:
+        split(self.state)
+        self.stages = {part: self._stage(part) for part in self.world.mine}
+
+    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+        config, replicas = self.state.run.config, self.world.grid.replicas
+        head = self._head(segment.start + done[0], (self.world.replica, replicas))
+        batch, wire = config.data.batch // replicas, config.parallel.wire
+        return self.state.run.chain.lay(head, batch, segment.steps, max(segment.learners), done, wire)
+
+    def _stage(self, part: int) -> BaseStage:
+        stage = self.builder.stage(self.state.weights.slices[part], part)
+        return self.builder.replayed(self.builder.averaged(stage, "replicas"), self.world.grid.replicas)
+
+
+class EndToEnd(Mode):
+    """The whole model learns from every batch, in one stage per process, numbered 0."""
+
+    waits_for_others = True
+
+    def __init__(self, state: State, builder: StageBuilder) -> None:
+        super().__init__(state, builder)
+        self.names, self.positions = [END_TO_END], [0]
+        self.recorded = [0] if self.world.rank == 0 else []
+
+    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+        return [(0, self._head(segment.start, self._share()), Discard())]
+
+    def _share(self) -> tuple[int, int]:
+        return self.world.rank, self.world.size
+
+    def _start_all_parts(self) -> None:
+        start(self.state, tuple(range(self.state.run.config.cut.parts)))
+
+
+class Replicated(EndToEnd):
+    """Every process holds the whole model and averages its gradients with the others (DDP)."""
+
+    def enter(self) -> None:
+        weights = self.state.weights
+        join(self.state)
+        assert weights.joined is not None
+        self._start_all_parts()
+        stage = self.builder.averaged(self.builder.stage(weights.joined, 0), "everyone")
+        self.stages = {0: self.builder.replayed(stage, self.world.size)}
+
+
+class Sharded(EndToEnd):
+    """Weights, gradients and moments are spread over all processes (FSDP); each also keeps slices of its own."""
+
+    def enter(self) -> None:
+        weights = self.state.weights
+        split(self.state)
+        self._start_all_parts()
+        join(self.state, sharded=True)
+        assert weights.joined is not None
+        self.stages = {0: self.builder.stage(weights.joined, 0)}
+
+    def collect(self) -> None:
+        update = self.stages[0].update
+        take_back(self.state, update.moments(), update.average.values)
+
+
+class Pipelined(EndToEnd):
+    """Every process keeps its own parts; latents go forward and gradients back (1F1B)."""
+
+    def enter(self) -> None:
+        split(self.state)
+        self.stages = {0: self.builder.pipeline_stage()}
+
+    def _share(self) -> tuple[int, int]:
+        return self.world.replica, self.world.grid.replicas

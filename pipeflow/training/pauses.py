@@ -1,0 +1,73 @@
+"""What a run does between two segments: it evaluates what it has learned, saves it, and ends a phase."""
+
+import math
+
+from ..storage import Saver
+from .evaluation import Ledger, evaluate
+from .recorder import Record
+from .state import State
+
+
+class Pauses:
+    """Evaluates, saves and records a run; every process must call each method.
+
+    Args:
+        state: the run.
+        record: of the run.
+        saver: of its checkpoints.
+    """
+
+    def __init__(self, state: State, record: Record, saver: Saver) -> None:
+        self._state, self._record, self._saver = state, record, saver
+        self._evaluated: tuple[int, Ledger] | None = None
+
+    def check(self) -> None:
+        """Raises what went wrong in the thread that saves."""
+        self._saver.check()
+
+    def evaluate(self) -> None:
+        """On the test split: the model, or as many parts of it as have started to learn."""
+        run, progress = self._state.run, self._state.progress
+        slices, images, config = self._state.weights.slices, run.images.test, run.config
+        last = max(progress.learned)
+        ledger = evaluate(run.chain, slices, images, run.space, config.seed, config.data.batch, last)
+        self._evaluated = progress.step, ledger
+        self._record.evaluated(ledger)
+
+    def ledger(self) -> Ledger:
+        """The evaluation of this step, made now if there is none."""
+        if self._evaluated is None or self._evaluated[0] != self._state.progress.step:
+            self.evaluate()
+        assert self._evaluated
+        return self._evaluated[1]
+
+    def save(self) -> None:
+        """Begins a checkpoint of this step; the first replica's weights, since all are equal."""
+        world, weights = self._state.run.world, self._state.weights
+        step = self._state.progress.step
+        bits = self._evaluated[1].bits_per_dim if self._evaluated and self._evaluated[0] == step else None
+        parts = {part: weights.part_state(part) for part in world.mine if world.replica == 0}
+        self._saver.save(parts, self._state.manifest(bits))
+        if world.config.rejoin_s:
+            self._saver.settle()  # a process that is lost after this point must not owe its share of a checkpoint
+
+    def end_phase(self, number: int, steps: int) -> None:
+        """Saves and records a phase that has been trained and evaluated.
+
+        Raises:
+            FloatingPointError: the model's test bits/dim is not finite; nothing of it was saved.
+        """
+        run, progress, ledger = self._state.run, self._state.progress, self.ledger()
+        schedule = run.config.phases[number - 1].schedule
+        if not all(math.isfinite(part["bits_per_dim"]) for part in ledger.parts):
+            raise FloatingPointError(
+                f"Phase {number} ({schedule}) ends at step {progress.step} with a model whose test bits/dim is not "
+                "finite; nothing of it was saved. Try a lower lr, a warm-up or clipping."
+            )
+        images_per_s = steps * run.config.data.batch / progress.elapsed["train_seconds"]
+        ended = {"schedule": schedule, "steps": steps, **progress.elapsed, "images_per_s": images_per_s}
+        progress.ended = [*progress.ended, ended]
+        progress.elapsed = dict.fromkeys(progress.elapsed, 0.0)
+        self.save()
+        self._saver.settle()
+        self._record.phase_ends(ledger)
