@@ -5,18 +5,11 @@
 tests/docs/test_settings_page.py holds the page equal to what this makes.
 """
 
-import dataclasses
-import inspect
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pipeflow.config import Config, PhaseConfig
+from pipeflow.config import Setting, describe
 
 PAGE = Path(__file__).with_name("settings.md")
-KINDS: dict[Any, str] = {int: "whole number", float: "number", bool: "true or false", str: "text", NoneType: "none"}
 INTRO = """\
 # Settings
 
@@ -46,90 +39,24 @@ decoded once into a cache), `npy` (a uint8 array N×H×W×C, memory-mapped) and 
 """
 
 
-class Setting(NamedTuple):
-    """One line of the page."""
-
-    name: str
-    kind: str
-    default: str
-    meaning: str
-
-
-def settings(of: Any, prefix: str = "") -> Iterator[Setting]:
-    """The settings of a dataclass that are values themselves, in order.
-
-    Args:
-        of: the dataclass, or an instance whose values are the defaults.
-        prefix: of the dotted names, such as "glow.".
-    """
-    owner = of if isinstance(of, type) else type(of)
-    kinds, meanings = get_type_hints(owner), attributes(owner)
-    for field in dataclasses.fields(owner):
-        if group_of(kinds[field.name]) is None:
-            value = getattr(of, field.name, dataclasses.MISSING)
-            yield Setting(prefix + field.name, words(kinds[field.name]), literal(value), meanings[field.name])
-
-
-def attributes(owner: type) -> dict[str, str]:
-    """Name → meaning, from the section `Attributes:` of a docstring; "epochs, steps: …" is said of both."""
-    section = (inspect.getdoc(owner) or "").split("Attributes:\n", 1)[1]
-    found: dict[str, str] = {}
-    for names, text in re.findall(r"^    (\w[\w, ]*): ((?:.|\n(?! {0,4}\S))*)", section, re.MULTILINE):
-        found |= dict.fromkeys(re.split(r",\s*", names), " ".join(text.split()))
-    return found
-
-
-def group_of(kind: Any) -> type | None:
-    """The dataclass behind a group of settings, or behind a list of groups; None for a value."""
-    inner = get_args(kind)[0] if get_origin(kind) is list else kind
-    return inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
-
-
-def words(kind: Any) -> str:
-    """A type in words."""
-    if get_origin(kind) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(kind))
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(words(inner) for inner in get_args(kind))
-    if get_origin(kind) is list:
-        return f"list of {words(get_args(kind)[0])}s"
-    return KINDS[kind]
-
-
-def literal(value: Any) -> str:
-    """A default as YAML would have it."""
-    if value is dataclasses.MISSING:
-        return "required"
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else str(value).lower()
-    return f"`{value}`"
-
-
-def table(rows: Iterator[Setting]) -> str:
-    """The rows as a table."""
-    head = "| setting | values | default | meaning |\n|---|---|---|---|\n"
-    return head + "".join(
-        f"| `{row.name}` | {row.kind} | {row.default} | {row.meaning.replace('|', chr(92) + '|')} |\n" for row in rows
-    )
+def table(rows: list[Setting]) -> str:
+    """The rows as a table; a phase's settings have the names that they have in an entry of the list."""
+    lines = ["| setting | values | default | meaning |", "|---|---|---|---|"]
+    for row in rows:
+        default = f"`{row.default}`" if row.default else "required"
+        lines.append(f"| `{row.name.removeprefix('phases.')}` | {row.kind} | {default} | {row.meaning} |")
+    return "\n".join(lines) + "\n"
 
 
 def page() -> str:
     """The whole page."""
-    config, meanings = Config(), attributes(Config)
-    kinds = get_type_hints(Config)
-    sections = [INTRO, "## Of the run\n", table(settings(config))]
-    for field in dataclasses.fields(Config):
-        group = group_of(kinds[field.name])
-        if group is None:
-            continue
-        listed = group is PhaseConfig
-        entry = " Each entry of the list has the following settings." if listed else ""
-        meaning = meanings[field.name]
-        sections += [
-            f"## {field.name}\n",
-            f"`{field.name}`: {meaning}{entry}\n",
-            table(settings(group if listed else getattr(config, field.name), "" if listed else f"{field.name}.")),
-        ]
+    rows = describe()
+    members = {row.name: [one for one in rows if one.name.startswith(f"{row.name}.")] for row in rows}
+    sections = [INTRO, "## Of the run\n", table([row for row in rows if "." not in row.name and not members[row.name]])]
+    for row in rows:
+        if members[row.name]:
+            entry = " Each entry of the list has the following settings." if row.name == "phases" else ""
+            sections += [f"## {row.name}\n", f"`{row.name}`: {row.meaning}{entry}\n", table(members[row.name])]
     return "\n".join(sections)
 
 
