@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeflow.config import Config, PhaseConfig
 from pipeflow.data import Batches, Pixels, resident
 from pipeflow.distributed import World, keep_memory
 from pipeflow.flow import Packet
@@ -28,7 +29,7 @@ from pipeflow.model import (
     set_tensor_cores,
 )
 from pipeflow.model.truncated import truncate
-from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
+from pipeflow.planning import balanced_cut, measured_profile
 from pipeflow.stage import CudaRecorder, RecordedStep, Stage, Update, make_optimizer
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.stream import Chain, Discard
@@ -146,9 +147,10 @@ class Workload:
         if self.device == "cpu":
             torch.set_num_threads(1)
             keep_memory()
+        config = Config(glow=self.glow, phases=[PhaseConfig("simultaneous", steps=1)])
         steps = glow_steps(self.glow, self.pixels.shape)
-        seconds = measure_steps(steps, self.pixels.shape, self.batch, self.torch_device)
-        return replace(self, cut=balanced_cut(flow_step_costs(steps, seconds), parts))
+        profile = measured_profile(config, self.pixels, steps, self.torch_device, (self.batch,))
+        return replace(self, cut=balanced_cut(profile, parts, self.batch))
 
     def _truncate(self) -> tuple[list[Truncated], Truncated]:
         return truncate(glow_steps(self.glow, self.pixels.shape), self.cut, self.pixels.shape, "standard", "standard")
