@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from .cli import Options
+from .cli import Options, print_error
 from .config import parse_resume
+from .distributed import choose_device, prepare_process
 from .planning import PlanOptions
 from .reporting import report_plan
 from .units import argument, bits_per_second, bytes_of
@@ -27,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, resume = parse_resume([word for word in settings if word != "--"])
         if resume is not None:
             raise ValueError("--resume is an option of pipeflow.train; a plan needs the settings alone.")
+        prepare_process(config.parallel.threads, choose_device(config.device))
         print(report_plan(config, PlanOptions(**vars(options)), out))
     except ValueError as error:
-        print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print_error(error)
         return 2
     return 0
 
