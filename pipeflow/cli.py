@@ -51,6 +51,8 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
             return _lost(world, watch, here, error), 1
         case FloatingPointError() | JoinError() | SaveError():
             return str(error), 1
+        case OSError(filename=str(file), strerror=str(why)):
+            return f"{here}: {file}: {why}", 1
         case OSError():
             return f"{here}: {error}", 1
         case _:
@@ -80,6 +82,33 @@ def print_error(error: BaseException | str) -> None:
     print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
+def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_refusal: Callable[[], None]) -> int:
+    """Runs a command that trains, in as many processes as there are; returns its exit code.
+
+    Args:
+        prepare: opens the world; returns it and the work that all its processes do.
+        on_refusal: called if `prepare` fails.
+
+    Returns:
+        0 or 1, or 2 for what the user can put right, or another code of `tell`.
+    """
+    try:
+        world, work = prepare()
+    except (ValueError, LostError) as error:
+        on_refusal()
+        if isinstance(error, ValueError):
+            leave_the_word_to_rank_0()
+        print_error(error)
+        return 2 if isinstance(error, ValueError) else 1
+    with Watch(world) as watch:
+        try:
+            work()
+        except (Exception, KeyboardInterrupt) as error:
+            return tell(world, watch, error)
+    world.close()
+    return 0
+
+
 def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option_for_less: str) -> int:
     """Runs a command that scores or draws, in as many processes as there are; returns its exit code.
 
@@ -104,7 +133,7 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
             line, code = "interrupted", 130
         if isinstance(error, torch.OutOfMemoryError):
             line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
-        if world.claim(line):
+        if world.store.claim(line):
             print_error(line)
         return code
     world.close()

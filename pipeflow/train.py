@@ -1,18 +1,15 @@
-"""python -m pipeflow.train: the command; everything it does is `pipeflow.fit`.
-
-A script with a flow of its own is the same command: it calls `main` with its settings, its flow and its data.
-"""
+"""python -m pipeflow.train: trains a run, as `pipeflow.fit` does; a script with its own flow or data calls `main`."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from .cli import leave_the_word_to_rank_0, tell
+from .cli import run_training
 from .config import Config, settle
 from .data import Splits
-from .distributed import Watch, open_world, prepare_process
-from .errors import LostError
+from .distributed import World, open_world, prepare_process
 from .model import Maker
 from .storage import claim, release
 from .training import fit
@@ -24,34 +21,22 @@ def main(
     flow: Maker | None = None,
     data: Splits | None = None,
 ) -> int:
-    """Trains; returns the exit code that `fault.tell` lists.
+    """Trains; returns the exit code, as `run_training` does.
 
     Args:
         arguments: of the command line; the process's own by default.
         base: the settings that they override; the quickstart by default.
         flow, data: of a script's own, as for `pipeflow.fit`.
     """
-    try:
+
+    def prepare() -> tuple[World, Callable[[], Any]]:
         words = sys.argv[1:] if arguments is None else arguments
         config, resume = settle(words, base, partial(claim, rank=int(os.environ.get("RANK", "0"))))
         world = open_world(config.parallel, config.cut.parts, config.device)
         prepare_process(config.parallel.threads, world.device)
-    except LostError as error:
-        release()
-        print(f"pipeflow: {error}", file=sys.stderr, flush=True)
-        return 1
-    except ValueError as error:
-        release()
-        leave_the_word_to_rank_0()
-        print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 2
-    with Watch(world) as watch:
-        try:
-            fit(config, world, resume, flow, data)
-        except (Exception, KeyboardInterrupt) as error:
-            return tell(world, watch, error)
-    world.close()
-    return 0
+        return world, lambda: fit(config, world, resume, flow, data)
+
+    return run_training(prepare, release)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config import Config, turns
 from ..data import Pixels, check_enough, outline
-from ..distributed import choose_device, prepare_process
+from ..distributed import choose_device, intra_op_threads
 from ..model import glow_steps, scheme_cut
 from .balance import balanced_cut
 from .forecast import share
@@ -64,10 +64,10 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
     device, space = choose_device(config.device), Pixels(image, levels, data.bits)
     steps, images_per_part = glow_steps(config.glow, image, config.seed), share(data.batch, replicas)
-    prepare_process(config.parallel.threads, device)  # as a run prepares it
     began, computed = time.perf_counter(), time.process_time()
     batches = sorted({*batch_sizes(data.batch), images_per_part})
-    profile = measured_profile(config, space, steps, device, batches)
+    with intra_op_threads(config.parallel.threads):
+        profile = measured_profile(config, space, steps, device, batches)
     computed, took = time.process_time() - computed, time.perf_counter() - began
     if config.cut.scheme == "balanced":
         at = balanced_cut(profile, parts, images_per_part)

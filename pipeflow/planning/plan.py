@@ -174,7 +174,7 @@ class Plan:
         found = {"one device": Processes((0,) * parts, 1, 1.0)}
         if size > 1:
             found[f"{size} devices"] = Processes(stages, self.replicas, float(size))
-        if self.placement is None and self.at_once < size:
+        if (self.placement is None or self.placement.hosts == 1) and self.at_once < size:
             name = f"{size} processes on {self.at_once:g} {'GPU' if self.cuda else 'CPU'}{'s' * (self.at_once != 1)}"
             found[name] = Processes(stages, self.replicas, self.at_once)
         return found

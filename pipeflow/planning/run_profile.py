@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Batches, Pixels, Space, resident
-from ..distributed import WIRES
 from ..flow import Event, StandardNormal, Step, make_prior
 from ..model import flow_step_positions, set_tensor_cores
 from .measure import StepOptions, elapsed, measure_steps, medians
@@ -54,12 +53,11 @@ def measured_profile(
             prior = _PriorStep(make_prior(kind, shape))
             priors[kind, shape] = measure_steps([prior], shape, batches, device, options)[0]
     slots = 4 + (config.ema is not None)  # weight, gradient, two moments, average
-    wire = WIRES[config.parallel.wire].itemsize
     return Profile(
         steps=tuple(costs),
         priors=tuple(priors[key] for key in zip(kinds, shapes, strict=True)),
         packet_shapes=tuple(shapes),
-        packet_bytes=tuple(4 + wire * torch.Size(shape).numel() for shape in shapes),
+        packet_bytes=tuple(map(config.parallel.bytes_per_image, shapes)),
         state_bytes=4 * slots,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..planning import MADE_BY, Plan, PlanOptions, as_json, make_plan
+from ..storage import write_whole
 from .plan_chart import chart
 from .plan_tables import tables
 
@@ -42,9 +43,7 @@ def _write(directory: Path, plan: Plan) -> None:
     text, picture = json.dumps(as_json(plan), indent=1), chart(plan)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "plan.png").write_bytes(picture)
-        partial = directory / "plan.json.partial"
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(directory / "plan.json")
+        write_whole(directory / "plan.png", picture)
+        write_whole(directory / "plan.json", text + "\n")
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be written ({error.strerror}); give another --out.") from error

@@ -4,7 +4,6 @@ Every process writes the parts that it holds; when all have reported theirs, ran
 may be ahead of the others' disks, never by more than one checkpoint.
 """
 
-import json
 import shutil
 import threading
 import time
@@ -43,10 +42,8 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._stream = Stream(self.run.stream(CHECKPOINTS)) if world.rank == 0 else None
-        if not world.standing:  # else the others are at work on them
-            if world.rank == 0:
-                self._sweep(step)
-            world.exchange(b"")
+        if not world.resume_point:  # else the others are at work on them
+            world.on_rank_0(lambda: self._sweep(step))
 
     def save(self, parts: dict[int, dict[str, Tensor]], manifest: Manifest) -> Path:
         """Copies the tensors and returns; the checkpoint is there some time later. Every process must call it.
@@ -78,7 +75,7 @@ class Saver:
     def settle(self) -> None:
         """Returns when the last checkpoint is there. Every process must call it."""
         self.wait()
-        self.world.exchange(b"")
+        self.world.barrier()
 
     def check(self) -> None:
         """Raises what went wrong in the background, if anything did."""
@@ -93,7 +90,7 @@ class Saver:
         keys = [f"saved/{manifest.step}/{rank}" for rank in range(world.size)]
         try:
             written = [checkpoint.write_part(partial, part, tensors) for part, tensors in copies.items()]
-            world.note(keys[world.rank], json.dumps(written))
+            world.store.set(keys[world.rank], written)
             if self._stream:
                 files = [file for key in keys for file in self._files(key)]
                 checkpoint.publish(partial, replace(manifest, files={name: digest for name, digest, _ in files}))
@@ -108,13 +105,13 @@ class Saver:
             what = f"the checkpoint of step {manifest.step} cannot be written: {why}"
             self._error = SaveError(f"{world.place()}, step {world.pulse.step}: {what}")
             with suppress(LostError):
-                world.note(keys[world.rank], json.dumps(str(self._error)))
+                world.store.set(keys[world.rank], str(self._error))
 
     def _files(self, key: str) -> list[tuple[str, str, int]]:
         """Name, SHA-256 and size of the files that a process has written; waits until it has."""
-        while not (text := self.world.notes([key])[0]):
+        while (written := self.world.store.get(key)) is None:
             time.sleep(_POLL_S)
-        if isinstance(written := json.loads(text), str):
+        if isinstance(written, str):
             raise SaveError(written)
         return [(name, digest, size) for name, digest, size in written]
 

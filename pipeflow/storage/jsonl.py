@@ -2,9 +2,7 @@
 
 import errno
 import json
-import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,17 +19,6 @@ def rewind(file: Path, step: int) -> None:
         except ValueError:
             continue
     write_whole(file, "".join(kept))
-
-
-def largest(file: Path, phase: int, names: Sequence[str]) -> dict[str, float]:
-    """The largest finite value of each of these figures in a phase, of those that the stream has."""
-    found: dict[str, float] = {}
-    with file.open() as lines:
-        for line in map(json.loads, lines):
-            for name in names:
-                if line["phase"] == phase and math.isfinite(value := line.get(name, math.nan)):
-                    found[name] = max(value, found.get(name, value))
-    return found
 
 
 class Stream:

@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..config import Segment
 from ..distributed import ResumePoint
 from ..errors import LostError, NoReturnError
+from ..storage import write_whole
 from ..stream import Backlog, Ends, ProcessOutbox
 from .state import State
 
@@ -153,10 +154,8 @@ def _keep(state: State, at: ResumePoint, elapsed: dict[str, float]) -> None:
     told |= {"learned": sorted(state.progress.learned), "elapsed": elapsed}
     file = _file(state, at)
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(".partial")
     copies = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, partial, {"state": json.dumps(told)})
-    partial.replace(file)
+    write_whole(file, save(copies, {"state": json.dumps(told)}))
     # One process may stand in this segment while another is still in the last moment of the one before.
     for old in _kept(state)[:-2]:
         old.unlink()
@@ -164,13 +163,9 @@ def _keep(state: State, at: ResumePoint, elapsed: dict[str, float]) -> None:
 
 def _kept(state: State) -> list[Path]:
     """What this process has kept, in order."""
-    files = _directory(state).glob(f"rank-{state.run.world.rank}-*.safetensors")
+    files = state.run.directory.rejoin.glob(f"rank-{state.run.world.rank}-*.safetensors")
     return sorted(files, key=lambda file: [int(number) for number in file.stem.split("-")[1:]])
 
 
-def _directory(state: State) -> Path:
-    return Path(state.run.config.run_dir) / "rejoin"
-
-
 def _file(state: State, at: ResumePoint) -> Path:
-    return _directory(state) / f"rank-{state.run.world.rank}-{at.phase}-{at.step}.safetensors"
+    return state.run.directory.rejoin / f"rank-{state.run.world.rank}-{at.phase}-{at.step}.safetensors"

@@ -4,12 +4,10 @@ What a run has done cannot change: model, data, seed and the phases that have be
 spread may: parts are cut anew by global name, and what a new cut has no use for is reported, never silently dropped.
 """
 
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
 
 from ..config import Config, Resume
-from ..distributed import World
 from ..model import build, global_state
 from ..storage import (
     Manifest,
@@ -21,9 +19,8 @@ from ..storage import (
     owner_of,
     run_of,
 )
+from .run import Run
 from .state import State
-
-T = TypeVar("T")
 
 # Settings of a run's past, and those members of them that may differ all the same.
 _PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "glow": set(), "data": {"root", "on_corrupt"}}
@@ -70,15 +67,9 @@ def restore(state: State, source: Path) -> list[str]:
     located = checkpoint.locate_tensors(source, manifest)
     same_phases = _check_past(run.config, manifest, source)
     check_own(run.script_hashes, manifest, source)
-    expected = global_state(build(run.config.model, run.space, run.flow)[0].values()).keys()
-    check_names(expected, located, source)
     said = [f"goes on from {source}"]
-    if manifest.at != run.borders[:-1]:
-        said.append(f"cut anew: borders at {run.borders[:-1]}, in the checkpoint at {manifest.at}")
-        new = {owner_of(name) for name in expected - located.keys()}
-        left = {owner_of(name) for name in located if is_provisional(name)} - {owner_of(name) for name in expected}
-        said += [f"{name} starts afresh: the checkpoint has no border there" for name in sorted(new)]
-        said += [f"{name} is not carried over: no part has it any more" for name in sorted(left)]
+    if run.world.rank == 0:  # the names are the same for all, and only rank 0 reports
+        said += _check_model(run, manifest, located.keys(), source)
     initial = global_state(weights.slices.values())
     tensors = checkpoint.read_tensors(located, [name for name in located if name.split("/", 1)[-1] in initial])
     check_values(initial, tensors, source)
@@ -94,6 +85,21 @@ def restore(state: State, source: Path) -> list[str]:
         progress.begun = manifest.step
         said.append(f"other phases than the checkpoint's: the first of them begins here, at step {manifest.step}")
     return said
+
+
+def _check_model(run: Run, manifest: Manifest, names: Collection[str], source: Path) -> list[str]:
+    """What the checkpoint's cut had and this one does not, and the reverse; a ValueError if the model is another."""
+    expected = global_state(build(run.config.model, run.space, run.flow)[0].values())
+    check_names(expected, names, source)
+    if manifest.at == run.borders[:-1]:
+        return []
+    new = {owner_of(name) for name in expected if name not in names}
+    left = {owner_of(name) for name in names if is_provisional(name)} - {owner_of(name) for name in expected}
+    return [
+        f"cut anew: borders at {run.borders[:-1]}, in the checkpoint at {manifest.at}",
+        *(f"{name} starts afresh: the checkpoint has no border there" for name in sorted(new)),
+        *(f"{name} is not carried over: no part has it any more" for name in sorted(left)),
+    ]
 
 
 def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
@@ -119,16 +125,3 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
             "weights, give the new run a directory of its own with --run_dir DIR."
         )
     return False
-
-
-def everywhere(world: World, work: Callable[[], T]) -> T:
-    """Every process does the work; what is wrong in one of them is everyone's error. Every process must call it."""
-    done: list[T] = []
-    fault = ""
-    try:
-        done.append(work())
-    except ValueError as error:
-        fault = str(error)
-    if faults := [sentence for sentence in world.gather(fault) if sentence]:
-        raise ValueError(faults[0])
-    return done[0]

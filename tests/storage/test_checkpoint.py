@@ -88,10 +88,15 @@ def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path, parts):
 
 
 class Unreachable(World):
-    """The store where the processes leave notes is gone."""
+    """A world whose store is gone."""
 
-    def note(self, key, text):
+    @property
+    def store(self):
         raise LostError("the store where the processes meet is gone")
+
+    @store.setter
+    def store(self, store):
+        pass
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

@@ -90,7 +90,7 @@ def test_a_file_that_its_holder_has_just_removed_is_no_lock(tmp_path, monkeypatc
 
 def test_other_ranks_look_whether_it_is_their_run(tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1234")
-    with held(tmp_path):
+    with held(tmp_path, MASTER_PORT="1234"):
         assert not claim(tmp_path, rank=1), "rank 0 of this run has it"
     assert not claim(tmp_path, rank=1), "nobody has it"
     with held(tmp_path, MASTER_PORT="4321"), pytest.raises(ValueError, match="is being trained in by process"):

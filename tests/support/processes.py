@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from pipeflow.distributed import prepare_process
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -76,8 +78,6 @@ def in_processes(
 
 
 def _enter(rank: int, size: int, init_method: str, results: Any, work: Callable[..., Any], arguments: Any) -> None:
-    from pipeflow.distributed import prepare_process
-
     prepare_process(1, torch.device("cpu"))
     if size > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
