@@ -11,19 +11,21 @@ import torch
 
 from ..distributed import WIRES, World
 from ..flow import Event
-from .links import Border, Discard, Inbox, LocalLink, Outbox, ProcessInbox, ProcessOutbox
+from .links import Discard, Inbox, LocalLink, Outbox
+from .process_links import Border, ProcessInbox, ProcessOutbox
 
-Ends = list[tuple[int, Inbox, Outbox]]
+Links = list[tuple[int, Inbox, Outbox]]
+"""(position, inbox, outbox) of parts that one process holds, in order."""
 
 
-def close(ends: Ends, early: bool = False) -> None:
-    """Takes up the links that `Chain.lay` laid: blocks until nothing is on its way.
+def close(links: Links, early: bool = False) -> None:
+    """Blocks until nothing is on its way in links that `Chain.lay` opened.
 
     Args:
-        ends: what `lay` returned.
+        links: what `lay` returned.
         early: fewer packets were sent than the links were opened for.
     """
-    for _, inbox, outbox in ends:
+    for _, inbox, outbox in links:
         outbox.close(early)
         inbox.close(early)
 
@@ -46,7 +48,9 @@ class Chain:
         """Positions of this process's parts, none behind `last`."""
         return [part for part in self.world.mine if part <= last]
 
-    def lay(self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32") -> Ends:
+    def lay(
+        self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32"
+    ) -> Links:
         """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
 
         Every process must call it. Both ends first compare what they are about to send and receive.
@@ -60,7 +64,7 @@ class Chain:
             wire: how latents cross a border, a key of `WIRES`.
 
         Returns:
-            (position, inbox, outbox) of the parts of this process that take part, in order.
+            The links of the parts of this process that take part.
 
         Raises:
             ValueError: the processes disagree about the shapes or the settings.
@@ -73,28 +77,44 @@ class Chain:
         # A part that is behind the others computes alone until it has caught up: what is due meanwhile is not late.
         timeout_s = self.world.config.timeout_s * (1 + max(done) - min(done))
 
-        def border(part: int, other: int) -> Border:
-            return self._border(part, other, batch, count - done[max(part, other)], timeout_s, WIRES[wire])
+        def border(part: int, other: int, direction: str) -> Border:
+            left = count - done[max(part, other)]
+            return self.border(part, other, direction, batch, left, timeout_s, WIRES[wire])
 
-        ends: Ends = []
+        links: Links = []
         inbox: Inbox = head
         for part in self.mine(last):
             if part > 0 and self._crosses(part - 1):
-                inbox = ProcessInbox(border(part, part - 1))
+                inbox = ProcessInbox(border(part, part - 1, "from"))
             outbox: Outbox = Discard()
             if part < last:
-                outbox = ProcessOutbox(border(part, part + 1)) if self._crosses(part) else LocalLink(WIRES[wire])
-            ends.append((part, inbox, outbox))
+                outbox = ProcessOutbox(border(part, part + 1, "to")) if self._crosses(part) else LocalLink(WIRES[wire])
+            links.append((part, inbox, outbox))
             if isinstance(outbox, LocalLink):
                 inbox = outbox
-        return ends
+        return links
 
-    def _crosses(self, border: int) -> bool:
-        return self.world.owner[border] != self.world.owner[border + 1]
+    def border(
+        self,
+        part: int,
+        other: int,
+        direction: str,
+        batch: int,
+        count: int,
+        timeout_s: float | None = None,
+        wire: torch.dtype = torch.float32,
+    ) -> Border:
+        """This process's end of the border between its part `part` and another process's part `other`.
 
-    def _border(self, part: int, other: int, batch: int, count: int, timeout_s: float, wire: torch.dtype) -> Border:
+        Args:
+            part, other: neighbours.
+            direction: "to" or "from" the other.
+            batch: images a packet.
+            count: packets.
+            timeout_s: how long one that is due may take; `parallel.timeout_s` by default.
+            wire: dtype of latents on their way.
+        """
         world, before = self.world, min(part, other)
-        direction = "to" if other > part else "from"
         return Border(
             name=f"part {part + 1} (rank {world.rank}), {direction} part {other + 1} (rank {world.owner[other]})",
             group=world.edge(before),
@@ -103,9 +123,12 @@ class Chain:
             batch=batch,
             packets=count,
             depth=world.config.depth,
-            timeout_s=timeout_s,
+            timeout_s=timeout_s or world.config.timeout_s,
             device=world.device,
             staged=world.staged,
             pulse=world.pulse,
             wire=wire,
         )
+
+    def _crosses(self, border: int) -> bool:
+        return self.world.owner[border] != self.world.owner[border + 1]

@@ -252,8 +252,8 @@ def draw_in(init_method, directory, *what):
     local = sampling.load_local_parts(world, source)
     gc.collect()
     alive = sum(type(thing) is FlowStep for thing in gc.get_objects())
-    told, exchange = [], world.exchange
-    world.exchange = lambda data: told.append(len(data)) or exchange(data)
+    told, gather_bytes = [], world.gather_bytes
+    world.gather_bytes = lambda data: told.append(len(data)) or gather_bytes(data)
     images = sampling.draw(local, *what)
     names = sorted(name for piece in local.slices.values() for name in piece.global_state())
     world.close()
