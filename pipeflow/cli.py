@@ -39,7 +39,7 @@ _EXPECTED = (ValueError, FloatingPointError, JoinError, OSError, StopRequested, 
 
 
 def _line(world: World, error: BaseException) -> tuple[str, int]:
-    here = f"{world.place()}, step {world.pulse.step}"
+    here = f"{world.describe()}, step {world.pulse.step}"
     match error:
         case StopRequested():
             return f"{error}; --resume auto goes on from its checkpoint", STOPPED
@@ -75,7 +75,7 @@ def _lost(world: World, here: str, error: LostError) -> str:
         step: int | str = sign.step if sign else "?"
     else:
         what, step = "its process is gone", world.pulse.step
-    return f"{world.place(rank)}, step {step}: {what}; noticed by {here}: {error}"
+    return f"{world.describe(rank)}, step {step}: {what}; noticed by {here}: {error}"
 
 
 def print_error(error: BaseException | str) -> None:

@@ -42,7 +42,7 @@ class Suspicion:
             excused = sign.waits_for is not None or not sign.step
             if excused or rank not in self._active or self._active[rank][0] != sign.beats:
                 self._active[rank] = (sign.beats, now)
-            where = f"{self.world.place(rank)}, last heard of at step {sign.step}"
+            where = f"{self.world.describe(rank)}, last heard of at step {sign.step}"
             silent, idle = now - self._seen[rank][1], now - self._active[rank][1]
             if silent > MISSED * config.heartbeat_s:
                 return f"{where}: no sign of life for {silent:.1f} s: killed, stopped, or its host is lost"

@@ -119,4 +119,4 @@ class Watch:
         self.world.pulse.show(self.world.store, self.world.rank, self._heartbeats)
 
     def _where(self) -> str:
-        return f"{self.world.place()}, step {self.world.pulse.step}"
+        return f"{self.world.describe()}, step {self.world.pulse.step}"

@@ -1,7 +1,7 @@
-"""Laying the links: the slices of the flow that this process holds, joined to their neighbours for some packets.
+"""Opens the links between parts: those of this process, to each other and to parts of other processes.
 
 Training, evaluation, ActNorm's start and the check at the switch all send packets of some shape down the same chain.
-They differ in what enters at the head and in what a process does with a packet, not in how the links are laid.
+They differ in what enters at the head and in what a process does with a packet, not in how the links are opened.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ Links = list[tuple[int, Inbox, Outbox]]
 
 
 def close(links: Links, early: bool = False) -> None:
-    """Blocks until nothing is on its way in links that `Chain.lay` opened.
+    """Blocks until nothing is on its way in links that `Chain.open_links` opened.
 
     Args:
-        links: what `lay` returned.
+        links: what `open_links` returned.
         early: fewer packets were sent than the links were opened for.
     """
     for _, inbox, outbox in links:
@@ -36,7 +36,7 @@ class Chain:
 
     Attributes:
         world: the processes.
-        events: shape of a latent behind each part.
+        events: shape of a latent after each part.
         digest: of the run's settings; both ends of every border must have the same.
     """
 
@@ -45,10 +45,10 @@ class Chain:
     digest: str
 
     def mine(self, last: int) -> list[int]:
-        """Positions of this process's parts, none behind `last`."""
+        """Positions of this process's parts, none after `last`."""
         return [part for part in self.world.mine if part <= last]
 
-    def lay(
+    def open_links(
         self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32"
     ) -> Links:
         """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
@@ -57,10 +57,10 @@ class Chain:
 
         Args:
             head: where part 0 takes its packets from.
-            batch: images a packet.
+            batch: images per packet.
             count: packets; may differ from chain to chain, and be 0.
             last: position of the last part that takes part.
-            done: how many of the packets each part has done already, in a chain that is laid again; none by default.
+            done: how many of the packets each part has done already, in a chain that is opened again; none by default.
             wire: how latents cross a border, a key of `WIRES`.
 
         Returns:
@@ -109,7 +109,7 @@ class Chain:
         Args:
             part, other: neighbours.
             direction: "to" or "from" the other.
-            batch: images a packet.
+            batch: images per packet.
             count: packets.
             timeout_s: how long one that is due may take; `parallel.timeout_s` by default.
             wire: dtype of latents on their way.

@@ -38,7 +38,7 @@ class Border(NamedTuple):
         group: of the two processes.
         peer: global rank of the other end.
         event: shape of a latent.
-        batch: images a packet.
+        batch: images per packet.
         packets: how many cross before the link closes.
         depth: sends in flight.
         timeout_s: how long a packet that is due may take.

@@ -15,7 +15,7 @@ def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox | None, 
 
     Args:
         chain: the parts, over the processes that hold them.
-        batch: latents a packet; the log-likelihoods beside them are not used.
+        batch: latents per packet; the log-likelihoods beside them are not used.
         count: packets, at least 1.
 
     Returns:

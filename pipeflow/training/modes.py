@@ -99,7 +99,7 @@ class ByParts(Mode):
         config, replicas = self.state.run.config, self.world.grid.replicas
         head = self._head(segment.start + done[0], (self.world.replica, replicas))
         batch, wire = config.data.batch // replicas, config.parallel.wire
-        return self.state.run.chain.lay(head, batch, segment.steps, max(segment.learners), done, wire)
+        return self.state.run.chain.open_links(head, batch, segment.steps, max(segment.learners), done, wire)
 
     def _stage(self, part: int) -> BaseStage:
         stage = self.builder.stage(self.state.weights.slices[part], part)

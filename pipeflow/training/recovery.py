@@ -91,7 +91,7 @@ class Recovery(NoRecovery):
         while not isinstance(error, NoReturnError):
             error.__cause__ = error.__context__ = error.__traceback__ = None  # their frames hold transfers
             waits = f"all wait up to {self.world.config.rejoin_s:g} s for the process that is lost (parallel.rejoin_s)"
-            line = f"{self.world.place()}, step {self.world.pulse.step}: {error}; {waits}"
+            line = f"{self.world.describe()}, step {self.world.pulse.step}: {error}; {waits}"
             if self.world.store.claim(line):
                 print(f"pipeflow: {line}", file=sys.stderr, flush=True)
             try:
@@ -129,7 +129,7 @@ def recall(state: State) -> None:
     try:
         load_snapshot(state, world.resume_point)
     except ValueError as error:
-        sentence = f"{world.place()} cannot come back alone ({error}): all have to start again"
+        sentence = f"{world.describe()} cannot come back alone ({error}): all have to start again"
         world.gather(sentence)
         raise NoReturnError(sentence) from error
     world.pulse.step = state.progress.step
