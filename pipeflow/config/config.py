@@ -46,22 +46,22 @@ class Config:
     """A run. The defaults are the quickstart: handwritten digits, 3 parts, a few minutes on two cores.
 
     Attributes:
-        run_dir: the run directory; refused if it holds a run already.
+        run_dir: where the run writes its files; a directory that holds a run already is refused.
         seed: of the initial weights, the order of the images, flips and noise.
-        device: auto, cpu or cuda.
+        device: what computes; auto takes a GPU if there is one.
         precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
         layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
-        compile: none, steps (one graph for all steps of a shape) or part (one graph a part).
+        compile: none, steps (one graph for all steps of a shape) or part (one graph per part).
         cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
             nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
             (what leaves the part: steps are inverted).
-        flow: "glow", or what a script calls the flow of its own that it hands over.
+        flow: "glow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
-        data: which images.
-        cut: where the borders are.
-        phases: what is done, one after another.
-        end_to_end: how the whole model is spread over them in an end_to_end phase.
+        data: which images, and how they enter.
+        cut: where the borders between parts are.
+        phases: how the flow is trained, one phase after another.
+        end_to_end: how the model is spread over processes in an end_to_end phase.
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
         ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.

@@ -44,19 +44,15 @@ def settle(
         wish, origin = "auto", None
     if wish is None:
         return config, None
-    settings = RunDirectory(run).settings
-    source, manifest = _readable(run) if origin is None else _named(origin)
-    if manifest:
-        then, at, told = manifest.config, manifest.at, source
-    elif settings.is_file():  # interrupted before its first checkpoint
-        then = read_file(settings)
-        at, told = then["cut"]["at"] or [], settings
-    else:
+    source, manifest = _named(origin) if origin else _readable(run)
+    if manifest is None and not (source := RunDirectory(run).settings).is_file():
         return config, "auto"
+    then = manifest.config if manifest else read_file(source)  # interrupted before its first checkpoint
     try:
+        at = manifest.at if manifest else from_dict(then).cut.at or []
         config = _filled(then, {"run_dir": str(run)} | given)
     except ValueError as error:
-        raise ValueError(f"With the settings of {told}: {error}") from error
+        raise ValueError(f"With the settings of {source}: {error}") from error
     if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
         cut = dataclasses.replace(config.cut, scheme="explicit", at=at)  # measured once
         config = dataclasses.replace(config, cut=cut)

@@ -24,7 +24,7 @@ class CutConfig:
             parts − 1 levels), "explicit" (`at`) or "balanced" (from measured step times; becomes explicit).
         parts: number of parts; never taken from the number of processes.
         at: how many flow steps lie before each border; for "explicit" only.
-        provisional_prior: prior of every part but the last, "standard" normal or "learned" a channel.
+        provisional_prior: prior of every part but the last, "standard" normal or "learned" per channel.
     """
 
     scheme: Literal["by_blocks", "across_blocks", "balanced", "explicit"] = "across_blocks"
