@@ -17,7 +17,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument("--interpolate", nargs="*", type=int, metavar="I J", help="from test image I to J, and so on")
     kinds.add_argument("--reconstruct", type=int, metavar="N", help="the first N test images above what comes back")
     kinds.add_argument("--each-part", action="store_true", help="what the flow draws if it stops at each border")
-    add("--n", type=int, help="how many images to draw (default: 64)")
+    add("--images", "--n", dest="n", metavar="N", type=int, help="how many images to draw (default: 64)")
     add("--temperature", nargs="+", type=float, metavar="T", help="one or more (default: 0.7)")
     add("--seed", type=int, help="of the draw (default: 0)")
     add("--root", metavar="DIR", help="where the files of the run's test images are")

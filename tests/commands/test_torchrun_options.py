@@ -5,12 +5,14 @@ torchrun's.
 """
 
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 from torch.distributed.run import get_args_parser
 
 from pipeflow.config import describe
+from pipeflow.inference import add_sampling_options, add_scoring_options
 
 PACKAGE = Path(__file__).parents[2] / "pipeflow"
 TORCHRUN = [option for action in get_args_parser()._actions for option in action.option_strings]
@@ -21,13 +23,22 @@ def options_of(module):
     return re.findall(r'add_argument\(\s*"(--[\w-]+)"', (PACKAGE / module).read_text(encoding="utf-8"))
 
 
+def options_by(add):
+    """The options that a function adds to a parser, without their other names."""
+    parser = ArgumentParser(add_help=False)
+    add(parser)
+    return [action.option_strings[0] for action in parser._actions if action.option_strings]
+
+
 OURS = {
     "train.py": [
         *(f"--{row.name}" for row in describe() if not row.name.startswith("phases.")),
         "--config",
         "--resume",
     ],
-    **{module: options_of(module) for module in ("evaluate.py", "sample.py", "plan.py", "report.py")},
+    "evaluate.py": options_by(add_scoring_options),
+    "sample.py": options_by(add_sampling_options),
+    **{module: options_of(module) for module in ("plan.py", "report.py")},
 }
 ALL = [(module, option) for module, options in OURS.items() for option in options]
 
