@@ -33,7 +33,7 @@ def main(
         world = open_sampling_world(options, init_method)
         return world, lambda: write_sheet(options, world, flow, data)
 
-    return run_in_world(prepare, "--n")
+    return run_in_world(prepare, "--images")
 
 
 if __name__ == "__main__":
