@@ -7,6 +7,7 @@ setup(
     version="0.1.0",
     description="Normalizing flows trained by parts: a pipeline over torch.distributed with nothing sent backward.",
     packages=find_packages(include=["pipeflow", "pipeflow.*"]),
+    package_data={"pipeflow.reporting": ["templates/*.jinja"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -19,6 +20,7 @@ setup(
         "scikit-learn",
         "tensorboard",
         "matplotlib",
+        "jinja2",
     ],
     extras_require={
         "test": ["pytest", "ruff", "mypy", "types-tqdm", "types-PyYAML"],

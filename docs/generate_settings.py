@@ -30,7 +30,7 @@ python -m pipeflow.train --config configs/fashion_mnist.yaml --run_dir runs/mine
 * `run`, the earlier name of `run_dir`, is still read in YAML files and in the settings of old runs.
 * `--resume auto` or `--resume PATH` goes on from a checkpoint ([how](fault-tolerance.md#resuming)). It is an option of
   the command and no setting.
-* The defaults below are those of the [quickstart](quickstart.md).
+* The defaults below are those of the [quickstart](quickstart.md). `null` is Python's `None`.
 * No setting names code to import. A script hands over a flow or data of your own
   ([how](custom-flows.md#a-flow-of-your-own)).
 
@@ -39,25 +39,25 @@ decoded once into a cache), `npy` (a uint8 array N×H×W×C, memory-mapped) and 
 """
 
 
+def page() -> str:
+    """The whole page: the settings of the run, then a section for each group."""
+    rows = describe()
+    groups = [row for row in rows if any(other.name.startswith(f"{row.name}.") for other in rows)]
+    sections = [INTRO, "## Of the run\n", table([row for row in rows if "." not in row.name and row not in groups])]
+    for group in groups:
+        entries = " Each entry of the list has these settings." if group.name == "phases" else ""
+        sections += [f"## {group.name}\n", f"`{group.name}`: {group.meaning}{entries}\n"]
+        sections.append(table([row for row in rows if row.name.startswith(f"{group.name}.")]))
+    return "\n".join(sections)
+
+
 def table(rows: list[Setting]) -> str:
-    """The rows as a table; a phase's settings have the names that they have in an entry of the list."""
-    lines = ["| setting | values | default | meaning |", "|---|---|---|---|"]
+    """Settings as a table; those of a phase without the name of the list."""
+    lines = ["| setting | value | default | meaning |", "|---|---|---|---|"]
     for row in rows:
         default = f"`{row.default}`" if row.default else "required"
         lines.append(f"| `{row.name.removeprefix('phases.')}` | {row.kind} | {default} | {row.meaning} |")
     return "\n".join(lines) + "\n"
-
-
-def page() -> str:
-    """The whole page."""
-    rows = describe()
-    members = {row.name: [one for one in rows if one.name.startswith(f"{row.name}.")] for row in rows}
-    sections = [INTRO, "## Of the run\n", table([row for row in rows if "." not in row.name and not members[row.name]])]
-    for row in rows:
-        if members[row.name]:
-            entry = " Each entry of the list has the following settings." if row.name == "phases" else ""
-            sections += [f"## {row.name}\n", f"`{row.name}`: {row.meaning}{entry}\n", table(members[row.name])]
-    return "\n".join(sections)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
             line, code = "interrupted", 130
         if isinstance(error, torch.OutOfMemoryError):
             line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
-        if world.claim(line):
+        if world.store.claim(line):
             print_error(line)
         return code
     world.close()

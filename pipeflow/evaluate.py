@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from .cli import Options, run_in_world
 from .data import Splits
 from .distributed import World
-from .inference import ScoringOptions, add_scoring_options, open_scoring_world, report_scores
+from .inference import add_scoring_options, check_scoring_options, open_scoring_world, report_scores
 from .model import Maker
 
 
@@ -30,7 +30,8 @@ def main(
     def prepare() -> tuple[World, Callable[[], None]]:
         parser = Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations.")
         add_scoring_options(parser)
-        options = ScoringOptions(**vars(parser.parse(arguments)))
+        options = parser.parse(arguments)
+        check_scoring_options(options)
         world = open_scoring_world(options, init_method)
         return world, lambda: report_scores(options, world, flow, data)
 

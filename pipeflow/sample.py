@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from .cli import Options, run_in_world
 from .data import Splits
 from .distributed import World
-from .inference import add_sampling_options, open_sampling_world, sampling_options, write_sheet
+from .inference import add_sampling_options, complete_sampling_options, open_sampling_world, write_sheet
 from .model import Maker
 
 
@@ -30,7 +30,8 @@ def main(
     def prepare() -> tuple[World, Callable[[], None]]:
         parser = Options("pipeflow.sample", "A picture of what a trained flow draws.")
         add_sampling_options(parser)
-        options = sampling_options(parser.parse(arguments))
+        options = parser.parse(arguments)
+        complete_sampling_options(options)
         world = open_sampling_world(options, init_method)
         return world, lambda: write_sheet(options, world, flow, data)
 

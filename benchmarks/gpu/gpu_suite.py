@@ -129,13 +129,15 @@ def normflows_step(workload: Workload) -> Callable[[], None]:
 
 def parts(scale: Scale) -> Iterator[dict[str, Any]]:
     """Simultaneous training: every part learns from every batch; the cut is balanced by measured step times."""
+    cut: dict[int, Workload] = {}
     for count, processes in ((1, 1), (2, 1), (2, 2), (3, 1), (3, 3)):
         name = f"{count} parts in {processes} process{'es' if processes > 1 else ''}" if count > 1 else "end to end"
         row: dict[str, Any] = {"row": name, "parts": count, "processes": processes, "batch": scale.workload.batch}
         with attempt(row):
-            workload = replace(scale.workload.balanced(count), **BF16)
-            row["cut"] = list(workload.cut)
-            with Runner(workload, processes, timeout_s=180) as runner:
+            if count not in cut:
+                cut[count] = replace(scale.workload.balanced(count), **BF16)
+            row["cut"] = list(cut[count].cut)
+            with Runner(cut[count], processes, timeout_s=180) as runner:
                 found = runner.measure("parts", {}, scale.seconds, least=3)
             row |= {key: found[key] for key in ("step_s", "images_per_s")}
         yield row
@@ -167,11 +169,7 @@ def memory(scale: Scale, device: torch.device) -> Iterator[dict[str, Any]]:
                 continue
             with attempt(row):
                 fits, why_not_more = largest(sizes, device)
-                row[f"largest_{kind}"] = {
-                    "fits": fits and getattr(fits, attribute),
-                    "why_not_more": why_not_more,
-                    "at_batch": fits and fits.batch,
-                }
+                row[f"largest_{kind}"] = {"fits": fits and getattr(fits, attribute), "why_not_more": why_not_more}
             yield row
 
 
@@ -181,7 +179,7 @@ def doubled(start: int, end: int) -> list[int]:
 
 def largest(workloads: list[Workload], device: torch.device) -> tuple[Workload | None, str]:
     """The last workload of which a step fits into the device's memory; one that takes over 20 s ends the search."""
-    fits, why = None, "the largest that was tried"
+    fits = None
     for workload in workloads:
         start = time.perf_counter()
         try:
@@ -194,7 +192,7 @@ def largest(workloads: list[Workload], device: torch.device) -> tuple[Workload |
         fits = workload
         if time.perf_counter() - start > 20:
             return fits, "a step of twice as much was not waited for"
-    return fits, why
+    return fits, "the largest that was tried"
 
 
 def kept_bytes(truncated: Truncated, packet: Packet) -> int:

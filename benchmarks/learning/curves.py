@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeflow.model import glow_steps
-from pipeflow.reporting import Story, read
+from pipeflow.reporting import RunHistory, read_run
 
 Result = dict[str, Any]
 SETTLED = 100  # updates of a part, after which its worst loss is looked for
@@ -33,19 +33,19 @@ def read_result(run: Path, processes: int) -> Result:
     """
     if (run / "diverged").exists():
         return {"failed": (run / "diverged").read_text()}
-    story = read(run)
+    history = read_run(run)
     result = json.loads((run / "result.json").read_text())
-    steps = [line["step"] for line in story.evaluations]
-    seconds, sent = story.at(story.seconds, steps).tolist(), _bytes(story, processes, steps)
+    steps = [line["step"] for line in history.evaluations]
+    seconds, sent = history.at(history.seconds, steps).tolist(), _bytes(history, processes, steps)
     curve = [
         {
-            "images": line["step"] * story.config.data.batch,
+            "images": line["step"] * history.config.data.batch,
             "seconds": seconds[number],
             "bytes": sent[number],
             "bits_per_dim": _finite(line["bits_per_dim"]),
             "truncated": [_finite(part["bits_per_dim"]) for part in line["parts"]],
         }
-        for number, line in enumerate(story.evaluations)
+        for number, line in enumerate(history.evaluations)
     ]
     return {
         "final": result["test_bits_per_dim"],
@@ -53,7 +53,7 @@ def read_result(run: Path, processes: int) -> Result:
         "curve": curve,
         "measured_bytes": sum(result["bytes_sent"]),
         "images_per_s": result["images_per_s"],
-        "worst": {track.name: _worst(track.bits[track.learn][SETTLED:].tolist()) for track in story.tracks},
+        "worst": {stream.name: _worst(stream.bits[stream.learn][SETTLED:].tolist()) for stream in history.streams},
         "skipped": sum(stream.read_text().count('"bad": true') for stream in (run / "metrics").glob("*[0-9d].jsonl")),
     }
 
@@ -63,7 +63,7 @@ def columns(result: Result, *keys: str) -> list[list[float]]:
     return [[point[key] for point in result["curve"] if point["bits_per_dim"] is not None] for key in keys]
 
 
-def _bytes(story: Story, processes: int, steps: list[int]) -> Sequence[float | None]:
+def _bytes(history: RunHistory, processes: int, steps: list[int]) -> Sequence[float | None]:
     """Bytes that cross between processes until each step, computed: latents by parts, gradients end to end (DDP).
 
     A border within a process costs nothing; grids other than a chain with a process per part are not computed. An
@@ -72,17 +72,17 @@ def _bytes(story: Story, processes: int, steps: list[int]) -> Sequence[float | N
     """
     if processes == 1:
         return [0.0] * len(steps)
-    config = story.config
+    config = history.config
     if processes != config.cut.parts or config.parallel.replicas not in (None, 1) or config.end_to_end.engine != "ddp":
         return [None] * len(steps)
-    assert story.sent is not None and story.newest is not None
-    channels, height, width = story.newest.image
-    flow = glow_steps(story.config.glow, (channels, height, width))
+    assert history.sent is not None and history.newest is not None
+    channels, height, width = history.newest.image
+    flow = glow_steps(history.config.glow, (channels, height, width))
     weights = sum(parameter.numel() for step in flow for parameter in step.parameters())
-    joined = [(leg.first, leg.last) for leg in story.legs if leg.phase.schedule == "end_to_end"]
+    joined = [(phase.first, phase.last) for phase in history.phases if phase.config.schedule == "end_to_end"]
     shared = [sum(max(0, min(step, last) - first + 1) for first, last in joined) for step in steps]
     reduced = 2 * (processes - 1) * 4 * weights
-    forward = story.at(story.sent, steps).tolist()
+    forward = history.at(history.sent, steps).tolist()
     return [ahead + reduced * count for ahead, count in zip(forward, shared, strict=True)]
 
 

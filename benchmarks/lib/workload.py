@@ -96,7 +96,7 @@ class Workload:
 
     def batches(self, shard: tuple[int, int] = (0, 1)) -> Batches:
         """The images, as an inbox; a replica takes its share of every batch."""
-        shape = (max(256, 2 * self.batch), self.size, self.size, 3)
+        shape = (max(64, 2 * self.batch), self.size, self.size, 3)
         images = resident(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), self.torch_device)
         return Batches(images, self.pixels, 0, self.batch, self.flip, self.torch_device, 0, shard)
 

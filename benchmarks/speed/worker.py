@@ -58,7 +58,7 @@ class Worker:
         free_memory(self.world.device)
         before = self._received()
         approach.begin(count)
-        self.world.exchange(b"")
+        self.world.barrier()
         marks = []
         cpu_start = time.process_time()
         for number in range(count + 1):
@@ -67,7 +67,7 @@ class Worker:
                 approach.step()
         approach.end()
         cpu_s = time.process_time() - cpu_start
-        self.world.exchange(b"")
+        self.world.barrier()
         moved = {key: received - before.get(key, 0) for key, received in self._received().items()}
         peak = peak_memory(self.world.device)
         here = {
@@ -78,7 +78,7 @@ class Worker:
             "peak_bytes": peak,
             "training_bytes": peak - self._base,
         }
-        everyone = [json.loads(text) for text in self.world.exchange(json.dumps(here).encode())]
+        everyone = self.world.gather(here)
         step_s = everyone[approach.clock_rank]["step_s"]
         return {
             "steps": steps,
@@ -97,21 +97,25 @@ class Worker:
         }
 
     def _received(self) -> dict[str, int]:
-        """Bytes received so far, by connection, without those that `exchange` uses."""
+        """Bytes received so far, by connection, without those of barriers."""
         return {key: received for key, received in connections().items() if key not in self._control}
 
     def _control_connections(self) -> set[str]:
-        """The connections that `exchange` uses: those that carry something when nothing else happens."""
+        """The connections of barriers: those that carry something when nothing else happens."""
         before = connections()
         for size in (0, 100, 100_000):
-            self.world.exchange(bytes(size))
-        self.world.exchange(b"")
+            self.world.gather_bytes(bytes(size))
+        self.world.barrier()
         return {key for key, received in connections().items() if received != before.get(key)}
 
     def _by_peer(self, moved: dict[str, int], count: int) -> dict[int, float]:
         """Bytes per step, by the rank that sent them: the one whose end of the connection mirrors this one."""
-        everyone = [json.loads(text) for text in self.world.exchange(json.dumps(list(moved)).encode())]
-        owner = {key: rank for rank, keys in enumerate(everyone) for key in keys if rank != self.world.rank}
+        owner = {
+            key: rank
+            for rank, keys in enumerate(self.world.gather(list(moved)))
+            for key in keys
+            if rank != self.world.rank
+        }
         found: dict[int, float] = {}
         for key, received in moved.items():
             mirror = " ".join(reversed(key.split(" ")))
@@ -165,7 +169,7 @@ def main() -> None:
     worker = Worker(Workload(**{**given, "cut": tuple(given["cut"])}), int(sys.argv[2]))
     while True:
         line = sys.stdin.readline() if worker.world.rank == 0 else ""
-        order = json.loads(worker.world.exchange(line.encode())[0] or '{"order": "end"}')
+        order = worker.world.broadcast(json.loads(line) if line else {"order": "end"})
         answer = {} if order["order"] == "end" else worker.carry_out(order)
         if worker.world.rank == 0:
             print(json.dumps(answer), flush=True)

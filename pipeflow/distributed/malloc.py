@@ -3,7 +3,7 @@
 A step frees its activations and the next one needs as much again. glibc hands large blocks back to the system at once,
 and what lies free at the top of its heap, so that every page is faulted in anew in every step. Parts, whose blocks are
 fewer and whose steps are shorter, lose more by it than the whole. PyTorch keeps the memory of a GPU in the same way.
-`GLIBC_TUNABLES= python benchmarks/throughput.py` measures without it.
+`GLIBC_TUNABLES= python -m benchmarks.speed.throughput` measures without it.
 """
 
 import ctypes

@@ -122,6 +122,22 @@ class World(Topology):
         self.on_rank_0(lambda: done.append(work()))
         return done[0] if done else work()
 
+    def everywhere(self, work: Callable[[], T]) -> T:
+        """Every process does its own work.
+
+        Raises:
+            ValueError: what the work has raised in one process, in all of them.
+        """
+        done: list[T] = []
+        fault = ""
+        try:
+            done.append(work())
+        except ValueError as error:
+            fault = str(error)
+        if faults := [sentence for sentence in self.gather(fault) if sentence]:
+            raise ValueError(faults[0])
+        return done[0]
+
     def rejoin(self, waits_at: ResumePoint) -> None:
         """Leaves the others, one of whom is lost, and meets them again with the one that takes its place.
 

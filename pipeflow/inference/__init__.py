@@ -1,22 +1,22 @@
 """A finished run: load, score, sample, export."""
 
 from .load import Source, Trained, export, load, locate, read
-from .pictures import difference, each_part, interpolate, reconstruct
+from .pictures import difference, interpolate, reconstruct
 from .sample_sheet import open_sampling_world, write_sheet
-from .sampling_options import add_sampling_options, sampling_options
+from .sampling_options import add_sampling_options, complete_sampling_options
 from .scoring import Scores, score, standard_error
-from .scoring_options import ScoringOptions, add_scoring_options
+from .scoring_options import add_scoring_options, check_scoring_options
 from .scoring_report import open_scoring_world, report_scores
 
 __all__ = [
     "Scores",
-    "ScoringOptions",
     "Source",
     "Trained",
     "add_sampling_options",
     "add_scoring_options",
+    "check_scoring_options",
+    "complete_sampling_options",
     "difference",
-    "each_part",
     "export",
     "interpolate",
     "load",
@@ -26,7 +26,6 @@ __all__ = [
     "read",
     "reconstruct",
     "report_scores",
-    "sampling_options",
     "score",
     "standard_error",
     "write_sheet",

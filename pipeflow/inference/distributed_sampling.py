@@ -6,10 +6,7 @@ the seed and of their position. While one process works on a batch, the process 
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +16,8 @@ from ..data import Purpose, Space, normal
 from ..distributed import World
 from ..flow import Packet
 from ..model import Flow, Maker, Truncated, build_parts
-from ..storage import checkpoint
 from ..stream import Chain, upstream_links
-from .load import Source, check_user_flow, fill, locate, source_of
-
-T = TypeVar("T")
+from .load import Source, check_user_flow, fill
 
 BATCH = 256
 """Images that a process works on at a time."""
@@ -44,12 +38,6 @@ class LocalParts:
     data_space: Space
 
 
-def locate_together(world: World, path: str | Path) -> Source:
-    """Like `locate`, in every process: rank 0 looks for the checkpoint and checks its files, and tells the others."""
-    found = _in_every_process(world, lambda: str(locate(path).directory) if world.rank == 0 else "")
-    return source_of(Path(world.exchange(found.encode())[0].decode()))
-
-
 def load_local_parts(world: World, source: Source, flow: Maker | None = None) -> LocalParts:
     """Loads this process's parts of a trained flow, and nothing of the others; all processes must call it.
 
@@ -62,17 +50,22 @@ def load_local_parts(world: World, source: Source, flow: Maker | None = None) ->
         ValueError: in one process the checkpoint is damaged or another, or the flow is another.
         LostError: another process is gone.
     """
+    parts = source.config.cut.parts
+    if parts != len(world.owner):
+        raise ValueError(
+            f"{source.directory} has {parts} parts, but a newer checkpoint that is damaged has {len(world.owner)}; to "
+            f"draw from this one, give it instead of the run."
+        )
     contents = hashlib.sha256(str(sorted(source.manifest.files.items())).encode()).hexdigest()[:12]
     world.agree("the checkpoint", f"step {source.manifest.step} ({contents})")
 
     def load() -> list[Truncated]:
         check_user_flow(source, flow)
         slices = build_parts(source.config.model, source.data_space, world.mine, flow)
-        for part in world.mine:
-            fill([slices[part]], checkpoint.load_part(source.directory, part), source)
+        fill({part: slices[part] for part in world.mine}, source)
         return slices
 
-    slices = _in_every_process(world, load)
+    slices = world.everywhere(load)
     chain = Chain(world, [piece.part.event_out for piece in slices], source.config.digest())
     return LocalParts(chain, {part: slices[part].to(world.device) for part in world.mine}, source.data_space)
 
@@ -146,16 +139,3 @@ def _invert(local: LocalParts, received: Tensor | None, temperature: float, inde
         part = local.slices[position].part
         z = part.inverse(z, {step: eps(step + 1, shape) for step, shape in part.eps_shapes().items()})
     return z
-
-
-def _in_every_process(world: World, work: Callable[[], T]) -> T:
-    """Every process does its own work; a ValueError in one of them is raised in all."""
-    done: list[T] = []
-    fault = ""
-    try:
-        done.append(work())
-    except ValueError as error:
-        fault = str(error)
-    if fault := next((data.decode() for data in world.exchange(fault.encode()) if data), ""):
-        raise ValueError(fault)
-    return done[0]

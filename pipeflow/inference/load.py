@@ -1,14 +1,13 @@
 """A run, finished or not → its trained flow: the model, and the flow that stops at each border."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from ..config import Config, from_dict
 from ..data import Space, space
-from ..model import Flow, Maker, Truncated, averaged, build, check_flow, global_state
-from ..storage import Manifest, check_own, check_tensors, checkpoint
+from ..distributed import World
+from ..model import Flow, Maker, Truncated, averaged, build, check_flow, global_state, is_average
+from ..storage import Manifest, RunDirectory, check_names, check_own, check_values, checkpoint
 from .exported import check_free, read_exported, write_exported
 
 
@@ -51,52 +50,38 @@ class Trained(Source):
         return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.data_space)
 
 
-def locate(path: str | Path) -> Source:
+def locate(path: str | Path, verify: bool = True) -> Source:
     """Finds the newest undamaged checkpoint of a run, or takes the checkpoint that `path` is.
 
     Args:
         path: a run directory, or `RUN/checkpoints/step-<n>`.
+        verify: compare all files with their checksums; else only the manifest is read.
 
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    directory: Path | None = Path(path)
-    if not (Path(path) / "manifest.json").exists():
-        directory, wrong = checkpoint.newest(Path(path))
-        if directory is None:
-            raise ValueError(f"{path} holds no checkpoint. {' '.join(wrong)}".strip())
-    assert directory
-    return source_of(directory)
+    if (Path(path) / "manifest.json").exists():
+        return _source(Path(path), verify)
+    wrong = ""
+    for step in reversed(checkpoint.steps_saved(Path(path))):
+        try:
+            return _source(RunDirectory(Path(path)).checkpoint(step), verify)
+        except ValueError as error:
+            wrong += f" {error}"
+    raise ValueError(f"{path} holds no checkpoint.{wrong}")
 
 
-def source_of(directory: Path) -> Source:
-    """Reads what a checkpoint says of itself, without its tensors.
+def locate_together(world: World, path: str | Path) -> Source:
+    """Like `locate`, in every process: rank 0 looks for the checkpoint and verifies its files, and tells the others."""
+    return locate(world.on_rank_0(lambda: str(locate(path).directory)), verify=False)
 
-    Raises:
-        ValueError: there is no manifest, or it is damaged.
-    """
-    manifest = checkpoint.read_manifest(directory)
+
+def _source(directory: Path, verify: bool) -> Source:
+    manifest = (checkpoint.verify if verify else checkpoint.read_manifest)(directory)
     try:
         return Source(directory, manifest, from_dict(manifest.config))
     except ValueError as error:
         raise ValueError(f"The settings in {directory} are damaged: {error}") from error
-
-
-def newest_settings(path: str | Path) -> Config:
-    """The settings of a run's newest checkpoint, or of a checkpoint, whose tensors are not looked at.
-
-    Raises:
-        ValueError: there is no checkpoint with a readable manifest.
-    """
-    run, wrong = Path(path), ""
-    if (run / "manifest.json").exists():
-        return source_of(run).config
-    for step in reversed(checkpoint.steps_saved(run)):
-        try:
-            return source_of(run / "checkpoints" / f"step-{step}").config
-        except ValueError as error:
-            wrong += f" {error}"
-    raise ValueError(f"{path} holds no checkpoint.{wrong}")
 
 
 def read(path: str | Path | Source, flow: Maker | None = None) -> Trained:
@@ -112,8 +97,7 @@ def read(path: str | Path | Source, flow: Maker | None = None) -> Trained:
     source = path if isinstance(path, Source) else locate(path)
     check_user_flow(source, flow)
     slices, model = build(source.config.model, source.data_space, flow)
-    tensors, _ = checkpoint.load(source.directory)
-    fill(list(slices.values()), tensors, source)
+    fill(slices, source)
     return Trained(source.directory, source.manifest, source.config, list(slices.values()), model)
 
 
@@ -124,16 +108,26 @@ def check_user_flow(source: Source, flow: Maker | None) -> None:
         check_own({"flow": digest}, source.manifest, source.directory)
 
 
-def fill(slices: list[Truncated], tensors: dict[str, Tensor], source: Source) -> None:
-    """Puts the tensors of a checkpoint into parts, averages in place of the weights that have one.
+def fill(slices: dict[int, Truncated], source: Source) -> None:
+    """Puts the weights of a checkpoint into some of its parts, or their averages where the run keeps them.
+
+    Reads the files of these parts alone, and no optimizer moments.
+
+    Args:
+        slices: position → part.
+        source: the checkpoint.
 
     Raises:
-        ValueError: they are not the parts' tensors.
+        ValueError: the files are damaged, or belong to another model.
     """
-    expected = global_state(slices)
-    check_tensors(expected, tensors, source.directory)
-    for piece in slices:
-        piece.load_global_state(expected | averaged(tensors))
+    files = {name: source.manifest.files[name] for name in (f"part-{part + 1}.safetensors" for part in slices)}
+    located = checkpoint.locate_tensors(source.directory, replace(source.manifest, files=files))
+    initial = global_state(slices.values())
+    check_names(initial, located, source.directory)
+    tensors = checkpoint.read_tensors(located, [name for name in located if name in initial or is_average(name)])
+    check_values(initial, tensors, source.directory)
+    for piece in slices.values():
+        piece.load_global_state(initial | averaged(tensors))
         piece.eval()
 
 

@@ -1,14 +1,10 @@
-"""What a trained flow makes of images, as batches to look at: on the way between two, there and back, cut short.
-
-`Flow.encode`, `decode` and `sample` do the work; here is what to ask them for. `sheet.draw_sheet` lays the results out.
-"""
+"""What a trained flow makes of images: between two of them, and there and back; `save_sheet` lays the results out."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ..model import Flow
-from .load import Trained
 
 _BATCH = 256
 
@@ -63,18 +59,3 @@ def reconstruct(flow: Flow, images: Tensor) -> tuple[Tensor, Tensor]:
 def difference(first: Tensor, second: Tensor) -> int:
     """The largest difference of two pixels in the same place, in levels of a stored pixel; both uint8."""
     return int((first.int() - second.int()).abs().max())
-
-
-def each_part(trained: Trained, n: int, temperature: float = 0.7, seed: int = 0) -> list[Tensor]:
-    """What the flow draws if it stops behind part 1, behind part 2, …; the last are the model's own images.
-
-    Args:
-        trained: the flow and its parts.
-        n: how many images.
-        temperature: standard deviation of the latents.
-        seed: of the draw.
-
-    Returns:
-        For each part uint8 images, (n, C, H, W).
-    """
-    return [trained.flow(parts).sample(n, temperature, seed) for parts in range(1, len(trained.slices) + 1)]

@@ -3,6 +3,7 @@
 A notebook calls the functions of pictures.py and `pipeflow.data.draw_sheet` itself.
 """
 
+from argparse import Namespace
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,11 +13,10 @@ from torch import Tensor
 from ..data import Images, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker
-from .distributed_sampling import draw, load_local_parts, locate_together, parts_of_one_process
+from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .held_out_images import held_out_images
-from .load import Source, Trained, load, newest_settings, read
-from .pictures import difference, each_part, interpolate, reconstruct
-from .sampling_options import SamplingOptions
+from .load import Source, Trained, load, locate, locate_together, read
+from .pictures import difference, interpolate, reconstruct
 
 _ROW = 8
 
@@ -30,15 +30,15 @@ class Sheet:
     shows: str
 
 
-def open_sampling_world(options: SamplingOptions, init_method: str) -> World:
+def open_sampling_world(options: Namespace, init_method: str) -> World:
     """The processes, at most one a part of the flow.
 
     Raises:
         ValueError: there is no run, or the number of processes does not fit.
     """
     parts, threads = 1, 1
-    if not options.exported:
-        config = newest_settings(options.run)
+    if options.run.suffix != ".safetensors":
+        config = locate(options.run, verify=False).config
         parts, threads = config.cut.parts, config.parallel.threads
     # Only latents and control traffic travel here, through host memory.
     world = open_world(ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method)
@@ -46,11 +46,11 @@ def open_sampling_world(options: SamplingOptions, init_method: str) -> World:
     return world
 
 
-def write_sheet(options: SamplingOptions, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:
+def write_sheet(options: Namespace, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:
     """Makes the picture, writes it, and says what it shows; every process must call it.
 
     Args:
-        options: what to draw.
+        options: of the command, completed.
         world: the processes that `open_sampling_world` opened.
         flow, data: of a script's own, those that the run was trained with.
 
@@ -58,7 +58,7 @@ def write_sheet(options: SamplingOptions, world: World, flow: Maker | None = Non
         ValueError: a run, or data, that do not fit; or a file that cannot be written.
         LostError: another process is gone.
     """
-    source = None if options.exported else locate_together(world, options.run)
+    source = None if options.run.suffix == ".safetensors" else locate_together(world, options.run)
     sheet = _draw(options, source, world, flow) if options.kind == "grid" else _look(options, source, world, flow, data)
     if world.rank == 0:
         try:
@@ -68,21 +68,19 @@ def write_sheet(options: SamplingOptions, world: World, flow: Maker | None = Non
     say(world, f"{options.out}: {sheet.shows}")
 
 
-def _draw(options: SamplingOptions, source: Source | None, world: World, flow: Maker | None) -> Sheet:
+def _draw(options: Namespace, source: Source | None, world: World, flow: Maker | None) -> Sheet:
     """What the whole flow draws; the images are in the first process alone."""
     local = load_local_parts(world, source, flow) if source else parts_of_one_process(world, load(options.run, flow))
     _check_images(options, local.data_space)
-    drawn = draw(local, options.n, options.temperatures, options.seed)
+    drawn = draw(local, options.n, options.temperature, options.seed)
     many = f"{len(drawn)} × {options.n} images, from top to bottom" if len(drawn) > 1 else f"{options.n} images"
-    heat = ", ".join(f"{value:g}" for value in options.temperatures)
+    heat = ", ".join(f"{value:g}" for value in options.temperature)
     by = f"the flow in {source.directory}{_not_begun(source)}" if source else str(options.run)
     shows = f"{many} at temperature {heat} (seed {options.seed}), by {by}"
     return Sheet([[images] for images in drawn], local.data_space.levels, shows)
 
 
-def _look(
-    options: SamplingOptions, source: Source | None, world: World, flow: Maker | None, data: Splits | None
-) -> Sheet:
+def _look(options: Namespace, source: Source | None, world: World, flow: Maker | None, data: Splits | None) -> Sheet:
     """What one process with the whole flow makes of latents or test images."""
     assert source
     trained = read(source, flow)
@@ -96,10 +94,11 @@ def _look(
     return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, images, world.device)
 
 
-def _each_part(options: SamplingOptions, trained: Trained) -> Sheet:
-    temperature = options.temperatures[0]
-    drawn = each_part(trained, options.n, temperature, options.seed)
-    ends = ", ".join(f"behind part {part}" for part in range(1, len(drawn) + 1))
+def _each_part(options: Namespace, trained: Trained) -> Sheet:
+    temperature = options.temperature[0]
+    parts = range(1, len(trained.slices) + 1)
+    drawn = [trained.flow(part).sample(options.n, temperature, options.seed) for part in parts]
+    ends = ", ".join(f"behind part {part}" for part in parts)
     shows = (
         f"{len(drawn)} × {options.n} images, from top to bottom by the flow in {trained.directory} that stops {ends}"
         f"{_not_begun(trained)}, at temperature {temperature:g} (seed {options.seed})"
@@ -107,8 +106,8 @@ def _each_part(options: SamplingOptions, trained: Trained) -> Sheet:
     return Sheet([[images.cpu()] for images in drawn], trained.data_space.levels, shows)
 
 
-def _interpolate(options: SamplingOptions, trained: Trained, images: Images, device: torch.device) -> Sheet:
-    numbers = options.pairs or list(range(min(_ROW, len(images) // 2 * 2)))
+def _interpolate(options: Namespace, trained: Trained, images: Images, device: torch.device) -> Sheet:
+    numbers = options.interpolate or list(range(min(_ROW, len(images) // 2 * 2)))
     _check_numbers(numbers, len(images))
     ends = fetch(images, np.array(numbers, dtype=np.int64), device)
     flow, levels = trained.flow(), trained.data_space.levels
@@ -122,19 +121,19 @@ def _interpolate(options: SamplingOptions, trained: Trained, images: Images, dev
     return Sheet([rows], levels, shows)
 
 
-def _reconstruct(options: SamplingOptions, trained: Trained, images: Images, device: torch.device) -> Sheet:
-    _check_numbers([options.count - 1], len(images))
-    seen, back = reconstruct(trained.flow(), fetch(images, np.arange(options.count), device))
+def _reconstruct(options: Namespace, trained: Trained, images: Images, device: torch.device) -> Sheet:
+    _check_numbers([options.reconstruct - 1], len(images))
+    seen, back = reconstruct(trained.flow(), fetch(images, np.arange(options.reconstruct), device))
     pairs = zip(torch.split(seen.cpu(), _ROW), torch.split(back.cpu(), _ROW), strict=True)
     levels = trained.data_space.levels
     shows = (
-        f"the first {options.count} test images, each above what {trained.directory} makes of it there and back; "
+        f"the first {options.reconstruct} test images, each above what {trained.directory} makes of it there and back; "
         f"largest error of a pixel: {difference(seen, back)} of {levels} levels"
     )
     return Sheet([list(pair) for pair in pairs], levels, shows)
 
 
-def _check_images(options: SamplingOptions, data_space: Space) -> None:
+def _check_images(options: Namespace, data_space: Space) -> None:
     if not data_space.levels:
         raise ValueError(
             f"The flow in {options.run} is one of points, which are no picture; in the script that has it, "

@@ -158,7 +158,7 @@ def score(
         chosen = fetch(images, index.numpy(), device)
         columns = slice(first - numbers.start, first - numbers.start + len(index))
         found[:, :, columns] = _nats(slices, chosen, data_space, seed, samples, index.to(device)).cpu().numpy()
-    everyone = [np.frombuffer(data).reshape(2, len(ends), -1) for data in world.exchange(found.tobytes()) if data]
+    everyone = [np.frombuffer(data).reshape(2, len(ends), -1) for data in world.gather_bytes(found.tobytes()) if data]
     bits = -np.concatenate(everyone, axis=2) / (data_space.dims * math.log(2))
     rows = [
         TruncationScores(part + 1, end, end == every[-1], bits[0, part], bits[1, part]) for part, end in enumerate(ends)

@@ -1,7 +1,6 @@
-"""What `python -m pipeflow.evaluate` is asked for, checked before anything is opened."""
+"""The options of `python -m pipeflow.evaluate`, checked before anything is opened."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +8,7 @@ from ..data import SourceName
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Adds all options."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
     add("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
@@ -23,38 +22,23 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="everything that is printed, and more")
 
 
-@dataclass(frozen=True)
-class ScoringOptions:
-    """What to score, and where to write it; the attributes are the options of the command."""
+def check_scoring_options(options: argparse.Namespace) -> None:
+    """A ValueError where numbers are out of range, or options do not go together."""
+    for name in ("samples", "batch"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    if options.own_root and not (options.data and options.histogram):
+        raise ValueError("--own-root only says where the second data set of a --histogram with --data is; use --root.")
 
-    run: Path
-    seed: int | None
-    samples: int
-    data: SourceName | None
-    root: str | None
-    own_root: str | None
-    batch: int | None
-    device: str
-    histogram: Path | None
-    json: Path | None
 
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1.")
-        if self.own_root and not (self.data and self.histogram):
-            raise ValueError(
-                "--own-root only says where the second data set of a --histogram with --data is; use --root."
-            )
-
-    def check_files(self) -> None:
-        """A ValueError where a file could not be written in the end."""
-        for name, file in (("json", self.json), ("histogram", self.histogram)):
-            if file and file.exists():
-                raise ValueError(f"--{name} {file} is there already, and is not written over; give another name.")
-            if file and not file.parent.is_dir():
-                raise ValueError(f"--{name} {file} cannot be written: {file.parent} is no directory.")
-        if self.histogram and self.histogram.suffix != ".png":
-            raise ValueError(f"--histogram {self.histogram} must end in .png.")
-        if self.histogram and self.histogram == self.json:
-            raise ValueError(f"--histogram and --json are both {self.json}; give two names.")
+def check_files(table: Path | None, histogram: Path | None) -> None:
+    """A ValueError where a file that is asked for could not be written in the end."""
+    for name, file in (("json", table), ("histogram", histogram)):
+        if file and file.exists():
+            raise ValueError(f"--{name} {file} is there already, and is not written over; give another name.")
+        if file and not file.parent.is_dir():
+            raise ValueError(f"--{name} {file} cannot be written: {file.parent} is no directory.")
+    if histogram and histogram.suffix != ".png":
+        raise ValueError(f"--histogram {histogram} must end in .png.")
+    if histogram and histogram == table:
+        raise ValueError(f"--histogram and --json are both {table}; give two names.")

@@ -6,6 +6,7 @@
 import io
 import json
 import os
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,24 +16,23 @@ import numpy as np
 from ..data import DataConfig, Splits
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker, set_tensor_cores
-from .distributed_sampling import locate_together
 from .held_out_images import held_out_images
-from .load import Trained, read
+from .load import Trained, locate_together, read
 from .scoring import Scores, score, standard_error
-from .scoring_options import ScoringOptions
+from .scoring_options import check_files
 
 
-def open_scoring_world(options: ScoringOptions, init_method: str) -> World:
+def open_scoring_world(options: Namespace, init_method: str) -> World:
     """The processes, of which there may be any number: each holds the whole flow, and scores a share of the images."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return open_world(ParallelConfig(backend="gloo"), size, options.device, init_method)
 
 
-def report_scores(options: ScoringOptions, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:
+def report_scores(options: Namespace, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:
     """Scores, prints, and writes what the options ask for; every process must call it.
 
     Args:
-        options: what to score.
+        options: of the command.
         world: the processes, which share the images.
         flow, data: of a script's own, those that the run was trained with.
 
@@ -40,15 +40,15 @@ def report_scores(options: ScoringOptions, world: World, flow: Maker | None = No
         ValueError: a run, a data set or a file that does not fit.
         LostError: another process is gone.
     """
-    world.first(options.check_files)
+    world.on_rank_0(lambda: check_files(options.json, options.histogram))
     source = locate_together(world, options.run)
-    trained = world.first(lambda: read(source, flow))
+    trained = world.everywhere(lambda: read(source, flow))
     set_tensor_cores(trained.config.precision)
     prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
-        label: world.first(partial(held_out_images, trained, config, data if config.name == "own" else None))
+        label: world.rank_0_first(partial(held_out_images, trained, config, data if config.name == "own" else None))
         for label, config in _data_sets(options, trained).items()
     }
     shapes = {label: images.shape for label, images in splits.items()}
@@ -64,7 +64,7 @@ def report_scores(options: ScoringOptions, world: World, flow: Maker | None = No
         _write(options.histogram, histogram(found, step))
 
 
-def _data_sets(options: ScoringOptions, trained: Trained) -> dict[str, DataConfig]:
+def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
     """The data sets to score: what tables call them → where they are."""
     own = trained.config.data
     if not options.data:
@@ -82,7 +82,7 @@ def _table(trained: Trained, label: str, scores: Scores) -> str:
     return f"{trained.directory}: {what}\n{scores.table()}"
 
 
-def _about(options: ScoringOptions, world: World, trained: Trained, found: dict[str, Scores]) -> dict[str, object]:
+def _about(options: Namespace, world: World, trained: Trained, found: dict[str, Scores]) -> dict[str, object]:
     """What the JSON file says."""
     return {
         "run": str(options.run),

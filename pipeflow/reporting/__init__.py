@@ -2,7 +2,7 @@
 
 from .html import page
 from .plan_report import report_plan
-from .run_figures import REPORT_MAKER, Drawing
-from .run_history import Story, read
+from .report_files import write_report
+from .run_history import RunHistory, read_run
 
-__all__ = ["REPORT_MAKER", "Drawing", "Story", "page", "read", "report_plan"]
+__all__ = ["RunHistory", "page", "read_run", "report_plan", "write_report"]

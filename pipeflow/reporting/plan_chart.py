@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..planning import MADE_BY, Link, Plan, compare
+from .drawing import DPI, GREY, MODEL, PALETTE, STYLE
 from .plan_tables import speed
-from .run_figures import DPI, GREY, MODEL, PALETTE, STYLE
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "one device": {"color": GREY, "linestyle": ":", "linewidth": 1.2},

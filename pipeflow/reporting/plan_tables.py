@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from ..planning import Placement, Plan, Profile, cautions
 from ..units import rate
-from .run_figures import amount, duration
+from .quantities import amount, duration
 
 
 def tables(plan: Plan) -> str:

@@ -5,11 +5,12 @@ from .atomic import write_whole
 from .checkpoint import CheckpointConfig
 from .jsonl import Stream, rewind
 from .manifest import Manifest
-from .run_directory import END_TO_END, EVALUATION, MODEL, RunDirectory, part_stream, run_of
+from .run_directory import CHECKPOINTS, END_TO_END, EVALUATION, MODEL, RunDirectory, part_stream, run_of
 from .run_lock import claim, release
 from .verify import check_names, check_own, check_tensors, check_values, is_provisional, owner_of
 
 __all__ = [
+    "CHECKPOINTS",
     "END_TO_END",
     "EVALUATION",
     "MODEL",

@@ -153,12 +153,6 @@ def load(directory: Path) -> tuple[dict[str, Tensor], Manifest]:
     return read_tensors(located, located), manifest
 
 
-def load_part(directory: Path, part: int) -> dict[str, Tensor]:
-    """The tensors in one part's file, by global name."""
-    with _opened(directory / f"part-{part + 1}.safetensors") as tensors:
-        return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 - not a mapping
-
-
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that is not damaged, if there is one, and what is wrong with newer ones."""
     wrong: list[str] = []

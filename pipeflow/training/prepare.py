@@ -11,7 +11,7 @@ from ..planning import resolve_cut
 from ..storage import claim, run_of
 from .recorder import refuse_old_run
 from .recovery import recall
-from .restore import everywhere, find, restore
+from .restore import find, restore
 from .state import State, fresh
 
 
@@ -31,7 +31,7 @@ def prepare(world: World, config: Config, resume: Resume, flow: Maker | None, da
     world.agree("what the script hands over", f"hashes {hashes}")
     state = fresh(world, _with_measured_cut(world, config, space, flow), images, space, flow, hashes)
     if source:
-        messages += everywhere(world, lambda: restore(state, Path(source)))
+        messages += world.everywhere(lambda: restore(state, Path(source)))
     for message in messages:
         say(world, message)
     return state

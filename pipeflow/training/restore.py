@@ -4,12 +4,10 @@ What a run has done cannot change: model, data, seed and the phases that have be
 spread may: parts are cut anew by global name, and what a new cut has no use for is reported, never silently dropped.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
 
 from ..config import Config, Resume
-from ..distributed import World
 from ..model import build, global_state
 from ..storage import (
     Manifest,
@@ -23,8 +21,6 @@ from ..storage import (
 )
 from .run import Run
 from .state import State
-
-T = TypeVar("T")
 
 # Settings of a run's past, and those members of them that may differ all the same.
 _PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "glow": set(), "data": {"root", "on_corrupt"}}
@@ -129,16 +125,3 @@ def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
             "weights, give the new run a directory of its own with --run_dir DIR."
         )
     return False
-
-
-def everywhere(world: World, work: Callable[[], T]) -> T:
-    """Every process does the work; what is wrong in one of them is everyone's error. Every process must call it."""
-    done: list[T] = []
-    fault = ""
-    try:
-        done.append(work())
-    except ValueError as error:
-        fault = str(error)
-    if faults := [sentence for sentence in world.gather(fault) if sentence]:
-        raise ValueError(faults[0])
-    return done[0]

@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from pipeflow.model import Drift, GlowConfig, glow_steps, make_passage, set_prec
 from pipeflow.model import activations as passages
 from pipeflow.model.glow import FlowStep
 from pipeflow.model.truncated import truncate
+from pipeflow.reporting import page, read_run
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -154,6 +156,9 @@ def test_a_run_says_how_far_inverted_inputs_drifted(tmp_path, size):
                 for figure in ("drift", "relative_drift"):
                     assert (figure in line) is (line["learn"] and config.activations == "invert")
                     assert 0 <= line.get(figure, 0) < 1e-5
+    kept, inverted = histories = [read_run(config.run_dir) for config in configs]
+    most = max(np.nanmax(stream.in_phase(1).drift) for stream in inverted.streams if stream.part is not None)
+    assert f"{most:.1e}" in page(histories, [[], []], None) and "drift of inverted" not in page([kept], [[]], None)
 
 
 def two_hundred_steps(tmp_path, activations, precision):

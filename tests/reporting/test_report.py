@@ -7,14 +7,16 @@ import sys
 from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeflow.config import PhaseConfig
-from pipeflow.report import main, report
-from pipeflow.reporting import read
+from pipeflow.report import main
+from pipeflow.reporting import read_run
+from pipeflow.reporting import write_report as report
 from pipeflow.training import fit
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -156,6 +158,15 @@ def test_figures_are_pictures_and_the_page_holds_the_same(made, told):
     assert {b64decode(source.split(",", 1)[1]) for source in told.images} == {*files.values(), *sheets}
 
 
+def test_a_wheel_holds_the_template(tmp_path):
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(tmp_path / "build")]
+    egg = ["egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run([*build, *egg], cwd=root, check=True, capture_output=True)
+    (built,) = tmp_path.glob("build/lib*/pipeflow/reporting/templates/page.html.jinja")
+    assert built.read_bytes() == (root / "pipeflow/reporting/templates/page.html.jinja").read_bytes()
+
+
 def test_the_page_needs_nothing_else(told):
     assert all(source.startswith("data:image/png;base64,") for source in told.images)
     assert "http://" not in told.html and "https://" not in told.html and "url(" not in told.html
@@ -195,13 +206,13 @@ def test_names_are_text_and_not_tags(run):
 
 
 def test_an_interruption_is_no_training(run):
-    before = read(run)
+    before = read_run(run)
     for name in ("part-1", "part-2", "part-3", "end_to_end"):
         change(run, f"{name}.jsonl", lambda line: line | {"time": 1e9 + line["step"] + 3600 * (line["step"] > 11)})
-    story = read(run)
-    assert (story.seconds[-1], story.paused) == (16.0, 3601.0)
-    assert story.at(story.seconds, np.array([0, 1, 11, 12, 18])).tolist() == [0.0, 0.0, 10.0, 10.0, 16.0]
-    assert (story.steps == before.steps).all() and story.steps.tolist() == list(range(1, 19))
+    history = read_run(run)
+    assert (history.seconds[-1], history.paused) == (16.0, 3601.0)
+    assert history.at(history.seconds, np.array([0, 1, 11, 12, 18])).tolist() == [0.0, 0.0, 10.0, 10.0, 16.0]
+    assert (history.steps == before.steps).all() and history.steps.tolist() == list(range(1, 19))
     assert "Left out: 60 min." in Page(report([run])).text
 
 
@@ -233,7 +244,7 @@ def test_a_run_before_its_first_checkpoint_and_evaluation(run):
 def test_a_result_of_before_the_run_went_on_is_not_taken(run):
     settings = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(settings.replace("phases:\n", "phases:\n- {schedule: end_to_end, steps: 4}\n"))
-    assert read(run).result is None
+    assert read_run(run).result is None
 
 
 def test_sequential_whose_last_part_has_not_begun(tmp_path):

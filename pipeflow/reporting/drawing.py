@@ -1,0 +1,63 @@
+"""How all figures look, and what a report keeps of each: a PNG with its title and caption."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+REPORT_MAKER = "pipeflow.report"  # in every file that a report consists of, so that no other is written over
+DPI = 150
+# Okabe and Ito's palette, which colour-blind people can tell apart; black is the model's.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+MODEL, GREY = "#222222", "#777777"
+STYLE: dict[Any, Any] = {
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a report.
+
+    Attributes:
+        file: name of its PNG.
+        title, caption: in words.
+        png: the picture.
+    """
+
+    file: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@contextmanager
+def new_figure(height: float) -> Iterator[tuple[Figure, Callable[[], bytes]]]:
+    """A figure of 7.2 × `height` inches, and a function that returns it as PNG."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
+
+        def png() -> bytes:
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", metadata={"Software": REPORT_MAKER})
+            return stream.getvalue()
+
+        yield figure, png
+
+
+def colour(number: int) -> Any:
+    """The colour of a part or a run, counted from 0."""
+    if number < len(PALETTE):
+        return PALETTE[number]
+    return matplotlib.colormaps["cividis"](number * 0.381966 % 1)  # the golden section: neighbours differ

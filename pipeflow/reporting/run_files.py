@@ -1,0 +1,168 @@
+"""The files of a run directory → checked values: settings, metrics, evaluations, checkpoints, result, samples.
+
+What a file does not say is None, never a guess; a damaged file is a ValueError that names it. The last line of a
+stream may be half written, since the run may be going on: it is left out.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ..config import Config, from_dict
+from ..storage import END_TO_END, Manifest, RunDirectory, checkpoint, part_stream
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+_LEDGER = {"log_det", "split_prior", "prior", "bits_per_dim"}
+_FLOATS = ("time", "bits_per_dim", "wait_s", "send_s", "compute_s")
+
+
+@dataclass(frozen=True)
+class PartMetrics:
+    """The metrics of one part as columns, with a row per batch that it took.
+
+    Attributes:
+        part: position of the part from 0; None for the whole model, end to end.
+        step, phase: of the run, from 1.
+        learn: whether the part learned from the batch, or ran forward only.
+        time: seconds since 1970.
+        bits: training bits/dim of the flow truncated after the part.
+        wait, send, compute: seconds of the batch.
+        drift: the largest error of an inverted input; NaN where nothing was inverted.
+    """
+
+    part: int | None
+    step: Integers
+    phase: Integers
+    learn: NDArray[np.bool_]
+    time: Floats
+    bits: Floats
+    wait: Floats
+    send: Floats
+    compute: Floats
+    drift: Floats
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "end to end" if self.part is None else f"part {self.part + 1}"
+
+    def in_phase(self, number: int) -> "PartMetrics":
+        """The rows of one phase."""
+        rows = self.phase == number
+        return PartMetrics(self.part, *(getattr(self, name)[rows] for name in list(vars(self))[1:]))
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        step: of the run.
+        bits_per_dim: of the model on the test split; None where it was not evaluated.
+        bytes: size on disk.
+        wrong: why its manifest cannot be read, if it cannot.
+    """
+
+    step: int
+    bits_per_dim: float | None
+    bytes: int
+    wrong: str | None
+
+
+def read_bytes(file: Path) -> bytes:
+    """The contents of a file, or a ValueError."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+
+
+def read_settings(file: Path) -> Config:
+    """The settings that a run has written down."""
+    try:
+        found = yaml.safe_load(read_bytes(file))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no names and values")
+        return from_dict(found)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"The settings in {file} are damaged: {error}") from error
+
+
+def read_lines(file: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a stream in order of their steps, the last of each step; all must have these `numbers`."""
+    if not file.is_file():
+        return []
+    found = {}
+    for number, line in enumerate(read_bytes(file).splitlines(keepends=True), 1):
+        try:
+            values = json.loads(line)
+            if not all(isinstance(values[name], int | float) for name in numbers):
+                raise ValueError("a figure is none")
+        except (ValueError, KeyError, TypeError) as error:
+            if not line.endswith(b"\n"):
+                break
+            raise ValueError(f"{file} is damaged: line {number} is no line of metrics ({error}).") from error
+        found[values["step"]] = values
+    return [found[step] for step in sorted(found)]
+
+
+def read_evaluations(file: Path) -> list[dict[str, Any]]:
+    """The evaluations on the test split, in order."""
+    lines = read_lines(file, ("step", "epoch", "dequantisation"))
+    for line in lines:
+        parts = line.get("parts")
+        sound = isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts)
+        if not sound or "complete" not in line or any(_LEDGER - part.keys() for part in line["parts"]):
+            raise ValueError(f"{file} is damaged: the line of step {line['step']} is no evaluation.")
+    return lines
+
+
+def read_metrics(run: RunDirectory) -> list[PartMetrics]:
+    """The metrics of the parts in order, then of the whole model end to end; only those that have figures."""
+    names: list[tuple[str, int | None]] = [(part_stream(part), part) for part in run.recorded_parts()]
+    streams = [_read_part(run.stream(name), part) for name, part in [*names, (END_TO_END, None)]]
+    return [stream for stream in streams if len(stream.step)]
+
+
+def _read_part(file: Path, part: int | None) -> PartMetrics:
+    lines = read_lines(file, ("step", "phase", "learn", *_FLOATS))
+    step, phase = (np.array([line[name] for line in lines], dtype=np.int64) for name in ("step", "phase"))
+    learn = np.array([line["learn"] for line in lines], dtype=np.bool_)
+    time, bits, wait, send, compute = (np.array([line[name] for line in lines], dtype=np.float64) for name in _FLOATS)
+    drift = np.array([line.get("drift", np.nan) for line in lines], dtype=np.float64)
+    return PartMetrics(part, step, phase, learn, time, bits, wait, send, compute, drift)
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """What a finished run says; None where there is no such file."""
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(read_bytes(file))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"test_bits_per_dim", "ledger", "phases"} <= found.keys():
+        raise ValueError(f"{file} is damaged: it is no result of a run.")
+    return found
+
+
+def read_checkpoints(run: RunDirectory) -> tuple[list[SavedCheckpoint], Manifest | None]:
+    """The checkpoints on disk in order, and the newest readable manifest."""
+    saved, newest = [], None
+    for step in run.saved_steps():
+        directory, bits, wrong = run.checkpoint(step), None, None
+        try:
+            newest = checkpoint.read_manifest(directory)
+            bits = newest.test_bits_per_dim
+        except (OSError, ValueError) as error:
+            wrong = str(error)
+        size = sum(path.stat().st_size for path in directory.glob("*") if path.is_file())
+        saved.append(SavedCheckpoint(step, bits, size, wrong))
+    return saved, newest
