@@ -51,6 +51,8 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
             return _lost(world, watch, here, error), 1
         case FloatingPointError() | JoinError() | SaveError():
             return str(error), 1
+        case OSError(filename=str(file), strerror=str(why)):
+            return f"{here}: {file}: {why}", 1
         case OSError():
             return f"{here}: {error}", 1
         case _:

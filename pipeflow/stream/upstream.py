@@ -5,23 +5,11 @@ its latents take the same borders in the other direction, over the same kind of 
 transfer has a deadline, and a neighbour that is gone is a `LostError` with its rank.
 """
 
-from ..flow import Packet
 from .chain import Chain
 from .links import Border, Discard, Inbox, Outbox, ProcessInbox, ProcessOutbox
 
 
-class NoInbox:
-    """The inbox of the process that holds the last part, which draws its latents itself."""
-
-    def recv(self) -> Packet:
-        """Never called."""
-        raise AssertionError("nothing comes from behind the last part")
-
-    def close(self, early: bool = False) -> None:
-        """Nothing to wait for."""
-
-
-def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox, Outbox]:
+def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox | None, Outbox]:
     """Opens this process's links for `count` packets of `batch` latents; every process of the chain must call it.
 
     Args:
@@ -30,7 +18,8 @@ def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox, Outbox]
         count: packets, at least 1.
 
     Returns:
-        The link from the process after this one, and the link to the process before it.
+        The link from the process after this one, None where this one holds the last part and draws its latents itself;
+        and the link to the process before it.
     """
     world = chain.world
     first, last = world.mine[0], world.mine[-1]
@@ -50,5 +39,5 @@ def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox, Outbox]
             pulse=world.pulse,
         )
 
-    inbox: Inbox = NoInbox() if last == len(chain.events) - 1 else ProcessInbox(link(last, last + 1, "from"))
+    inbox = ProcessInbox(link(last, last + 1, "from")) if last + 1 < len(chain.events) else None
     return inbox, Discard() if first == 0 else ProcessOutbox(link(first - 1, first - 1, "to"))

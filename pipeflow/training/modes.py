@@ -36,15 +36,13 @@ class Mode(ABC):
 
     Attributes:
         names: of all stages of the run, by position, as metrics call them.
-        positions: of the stages of this process.
-        recorded: positions of the stages whose metrics this process writes.
+        keeps_record: whether this process writes the metrics of its stages.
         waits_for_others: whether processes average gradients within a tick.
-        stages: position → stage; empty before `enter`.
+        stages: position → stage of this process; empty before `enter`.
     """
 
     names: list[str]
-    positions: Sequence[int]
-    recorded: Sequence[int]
+    keeps_record: bool
     waits_for_others: bool
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
@@ -90,8 +88,7 @@ class ByParts(Mode):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
         self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
-        self.positions = self.world.mine
-        self.recorded = self.world.mine if self.world.replica == 0 else []
+        self.keeps_record = self.world.replica == 0  # replicas are equal
         self.waits_for_others = self.world.grid.replicas > 1
 
     def enter(self) -> None:
@@ -116,8 +113,7 @@ class EndToEnd(Mode):
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
-        self.names, self.positions = [END_TO_END], [0]
-        self.recorded = [0] if self.world.rank == 0 else []
+        self.names, self.keeps_record = [END_TO_END], self.world.rank == 0
 
     def links(self, segment: Segment, done: Sequence[int]) -> Ends:
         return [(0, self._head(segment.start, self._share()), Discard())]
@@ -133,11 +129,9 @@ class Replicated(EndToEnd):
     """Every process holds the whole model and averages its gradients with the others (DDP)."""
 
     def enter(self) -> None:
-        weights = self.state.weights
-        join(self.state)
-        assert weights.joined is not None
+        joined = join(self.state)
         self._start_all_parts()
-        stage = self.builder.averaged(self.builder.stage(weights.joined, 0), "everyone")
+        stage = self.builder.averaged(self.builder.stage(joined, 0), "everyone")
         self.stages = {0: self.builder.replayed(stage, self.world.size)}
 
 
@@ -145,12 +139,9 @@ class Sharded(EndToEnd):
     """Weights, gradients and moments are spread over all processes (FSDP); each also keeps slices of its own."""
 
     def enter(self) -> None:
-        weights = self.state.weights
         split(self.state)
         self._start_all_parts()
-        join(self.state, sharded=True)
-        assert weights.joined is not None
-        self.stages = {0: self.builder.stage(weights.joined, 0)}
+        self.stages = {0: self.builder.stage(join(self.state, sharded=True), 0)}
 
     def collect(self) -> None:
         update = self.stages[0].update

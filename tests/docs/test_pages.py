@@ -21,7 +21,7 @@ SOURCES = {
     path.relative_to(ROOT).as_posix(): path
     for folder in ("pipeflow", "tests", "configs", "launch", "examples", "benchmarks", "docs")
     for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in (".py", ".md", ".yaml", ".sh", ".sbatch") and "fixtures" not in path.parts
+    if path.suffix in (".py", ".md", ".yaml", ".sh", ".sbatch") and not {"fixtures", "results"} & set(path.parts)
 }
 FILES = {path.name for path in SOURCES.values()}
 every_page = pytest.mark.parametrize("name", PAGES)

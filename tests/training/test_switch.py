@@ -55,7 +55,7 @@ def test_a_right_join_does_not(tmp_path):
 def test_bits_that_float32_cannot_tell_apart_join(tmp_path, monkeypatch, before, after, joins):
     """A run that diverges has bits/dim so large that float32 rounds them by far more than a ten-thousandth."""
     monkeypatch.setattr(pipeflow.training.switch, "_chain_bits", lambda _: before)
-    monkeypatch.setattr(pipeflow.training.switch, "_joined_bits", lambda _: after)
+    monkeypatch.setattr(pipeflow.training.switch, "_joined_bits", lambda *_: after)
     with contextlib.nullcontext() if joins else pytest.raises(JoinError):
         fit(small_config(tmp_path / "run", SWITCH))
 
