@@ -13,9 +13,7 @@ from .units import argument, bits_per_second, bytes_of
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 where something is for the user to put right."""
-    parser = Options(
-        "pipeflow.plan", "What a run will cost. Takes every setting of pipeflow.train as well; its --help lists them."
-    )
+    parser = Options("pipeflow.plan", "Forecasts what a run costs. Takes every setting of pipeflow.train as well.")
     link, memory = argument(bits_per_second), argument(bytes_of)
     parser.add_argument("--link", type=link, default=1e10, metavar="SPEED", help="between two devices; 10Gb/s")
     parser.add_argument("--memory", type=memory, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")

@@ -27,8 +27,6 @@ from .phases import EndToEndConfig, PhaseConfig
 from .schedule import micro_batches
 from .yaml_text import as_text
 
-Decay = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.999")]
-
 
 def _quickstart_phases() -> list[PhaseConfig]:
     # 1,500 images are few: without weight decay the test bits/dim rise again after some 30 epochs.
@@ -54,8 +52,8 @@ class Config:
         compile: none, steps (one graph for all steps of a shape) or part (one graph per part).
         cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
             nothing where processes average their gradients, nor in a pipeline end to end.
-        activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
-            (what leaves the part: steps are inverted).
+        activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
+            alone (invert).
         flow: "glow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
         data: which images, and how they enter.
@@ -85,7 +83,7 @@ class Config:
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    ema: Decay | None = None
+    ema: Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.999")] | None = None
     eval_every: Positive = 5.0
     max_bad_steps: AtLeast1 = 10
 

@@ -6,7 +6,8 @@ transfer has a deadline, and a neighbour that is gone is a `LostError` with its 
 """
 
 from .chain import Chain
-from .links import Border, Discard, Inbox, Outbox, ProcessInbox, ProcessOutbox
+from .links import Discard, Inbox, Outbox
+from .process_links import ProcessInbox, ProcessOutbox
 
 
 def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox | None, Outbox]:
@@ -14,30 +15,14 @@ def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox | None, 
 
     Args:
         chain: the parts, over the processes that hold them.
-        batch: latents a packet; the log-likelihoods beside them are not used.
+        batch: latents per packet; the log-likelihoods beside them are not used.
         count: packets, at least 1.
 
     Returns:
-        The link from the process after this one, None where this one holds the last part and draws its latents itself;
-        and the link to the process before it.
+        The link from the process after this one, None for the last; and the link to the process before it.
     """
-    world = chain.world
-    first, last = world.mine[0], world.mine[-1]
-
-    def link(border: int, other: int, direction: str) -> Border:
-        return Border(
-            name=f"{world.place()}, {direction} {world.place(world.owner[other])}",
-            group=world.edge(border),
-            peer=world.owner[other],
-            event=chain.events[border],
-            batch=batch,
-            packets=count,
-            depth=world.config.depth,
-            timeout_s=world.config.timeout_s,
-            device=world.device,
-            staged=world.staged,
-            pulse=world.pulse,
-        )
-
-    inbox = ProcessInbox(link(last, last + 1, "from")) if last + 1 < len(chain.events) else None
-    return inbox, Discard() if first == 0 else ProcessOutbox(link(first - 1, first - 1, "to"))
+    first, last = chain.world.mine[0], chain.world.mine[-1]
+    inbox: Inbox | None = None
+    if last < len(chain.events) - 1:
+        inbox = ProcessInbox(chain.border(last, last + 1, "from", batch, count))
+    return inbox, ProcessOutbox(chain.border(first, first - 1, "to", batch, count)) if first else Discard()

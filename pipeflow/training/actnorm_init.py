@@ -30,7 +30,7 @@ def start(state: State, learners: tuple[int, ...]) -> None:
     if weights.joined is not None:
         weights.joined.part.initialise(head.recv())
     else:
-        for position, inbox, outbox in (links := run.chain.lay(head, size, 1, max(new))):
+        for position, inbox, outbox in (links := run.chain.open_links(head, size, 1, max(new))):
             part, packet = weights.slices[position].part, inbox.recv()
             with torch.no_grad():
                 outbox.send((part.initialise(packet) if position in new else part(packet)).sealed())

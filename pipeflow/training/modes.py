@@ -13,7 +13,7 @@ from ..data import Batches
 from ..distributed import others_answer
 from ..stage import BaseStage, Report
 from ..storage import END_TO_END, part_stream
-from ..stream import Discard, Ends
+from ..stream import Discard, Links
 from .actnorm_init import start
 from .stages import StageBuilder
 from .state import State
@@ -54,7 +54,7 @@ class Mode(ABC):
         """Brings the weights to where this mode trains them, and builds the stages; every process must call it."""
 
     @abstractmethod
-    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
         """(position, inbox, outbox) of the stages of this process that take part in a segment; all must call it.
 
         Args:
@@ -95,11 +95,11 @@ class ByParts(Mode):
         split(self.state)
         self.stages = {part: self._stage(part) for part in self.world.mine}
 
-    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
         config, replicas = self.state.run.config, self.world.grid.replicas
         head = self._head(segment.start + done[0], (self.world.replica, replicas))
         batch, wire = config.data.batch // replicas, config.parallel.wire
-        return self.state.run.chain.lay(head, batch, segment.steps, max(segment.learners), done, wire)
+        return self.state.run.chain.open_links(head, batch, segment.steps, max(segment.learners), done, wire)
 
     def _stage(self, part: int) -> BaseStage:
         stage = self.builder.stage(self.state.weights.slices[part], part)
@@ -115,7 +115,7 @@ class EndToEnd(Mode):
         super().__init__(state, builder)
         self.names, self.keeps_record = [END_TO_END], self.world.rank == 0
 
-    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
         return [(0, self._head(segment.start, self._share()), Discard())]
 
     def _share(self) -> tuple[int, int]:

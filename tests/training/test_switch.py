@@ -17,7 +17,7 @@ from pipeflow.errors import JoinError
 from pipeflow.flow import Packet
 from pipeflow.model import CutConfig
 from pipeflow.storage import Manifest
-from pipeflow.stream.links import ProcessInbox
+from pipeflow.stream.process_links import ProcessInbox
 from pipeflow.training import fit
 from pipeflow.training.state import State
 from tests.support.processes import in_processes
@@ -84,7 +84,7 @@ def wait_for_nothing(init_method: str) -> str:
         with pytest.raises(ConnectionError) as caught:
             inbox.recv()
         message = str(caught.value)
-    world.exchange(b"")
+    world.barrier()
     return message
 
 
