@@ -1,7 +1,7 @@
 """What ended a run → one line, said by one process, and an exit code.
 
 N processes notice the end of a run in N ways: one raises, its neighbours lose a connection, the others wait. The first
-to claim the word says what happened, where and why; the rest end silently.
+to claim the report prints what happened, where and why; the rest end silently.
 """
 
 import argparse
@@ -14,32 +14,32 @@ from typing import NoReturn
 
 import torch
 
-from .distributed import Watch, World
+from .distributed import Watch, World, blame, last_sign
 from .errors import JoinError, LostError, SaveError, StopRequested
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and saved itself (EX_TEMPFAIL of sysexits.h: try again)."""
 
 
-def tell(world: World, watch: Watch, error: BaseException) -> int:
-    """Says what ended the run, if no other process has said it; returns the exit code.
+def report_end(world: World, error: BaseException) -> int:
+    """Prints what ended a run, if no other process has done so; returns the exit code.
 
     0 is a finished run, 2 what the user can put right, 75 a run that was asked to stop and saved itself, 130 Ctrl-C, 1
     everything else.
     """
-    line, code = _line(world, watch, error)
+    line, code = _line(world, error)
     if world.store.claim(line):
         if not isinstance(error, _EXPECTED):
             traceback.print_exception(error)
-        print(f"pipeflow: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        print_error(line)
     return code
 
 
-_EXPECTED = (ValueError, FloatingPointError, ConnectionError, JoinError, OSError, StopRequested, KeyboardInterrupt)
+_EXPECTED = (ValueError, FloatingPointError, JoinError, OSError, StopRequested, KeyboardInterrupt)
 
 
-def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
-    here = f"{world.place()}, step {world.pulse.step}"
+def _line(world: World, error: BaseException) -> tuple[str, int]:
+    here = f"{world.describe()}, step {world.pulse.step}"
     match error:
         case StopRequested():
             return f"{error}; --resume auto goes on from its checkpoint", STOPPED
@@ -48,31 +48,34 @@ def _line(world: World, watch: Watch, error: BaseException) -> tuple[str, int]:
         case ValueError():
             return str(error), 2
         case LostError():
-            return _lost(world, watch, here, error), 1
+            return _lost(world, here, error), 1
         case FloatingPointError() | JoinError() | SaveError():
             return str(error), 1
+        case OSError(filename=str(file), strerror=str(why)):
+            return f"{here}: {file}: {why}", 1
         case OSError():
             return f"{here}: {error}", 1
         case _:
             return f"{here}: {type(error).__name__}: {error}", 1
 
 
-def _lost(world: World, watch: Watch, here: str, error: LostError) -> str:
-    """The process that is to blame, not the one that noticed."""
+def _lost(world: World, here: str, error: LostError) -> str:
+    """Names the process that is to blame, not the one that noticed."""
     try:
-        # Who closed a connection is gone itself: those that end for want of another have said so before. Its last sign
-        # of life may be of a moment when it waited.
-        rank = watch.blame(error.rank) if error.timed_out or error.rank is None else error.rank
-        last = watch.last(rank) if rank is not None else {}
+        # A process that closed a connection is gone itself: one that ends for want of another has reported that before.
+        # Its last sign of life may be of a moment when it waited.
+        rank = blame(world, error.rank) if error.timed_out or error.rank is None else error.rank
+        sign = None if rank is None else last_sign(world.store, rank)
     except LostError:  # not even the store answers
-        rank = None
+        rank = sign = None
     if rank is None:
         return f"{here}: {error}"
     if error.timed_out:
-        what, step = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)", last.get("step", "?")
+        what = f"hangs, nothing came for {world.config.timeout_s:g} s (parallel.timeout_s)"
+        step: int | str = sign.step if sign else "?"
     else:
         what, step = "its process is gone", world.pulse.step
-    return f"{world.place(rank)}, step {step}: {what}; noticed by {here}: {error}"
+    return f"{world.describe(rank)}, step {step}: {what}; noticed by {here}: {error}"
 
 
 def print_error(error: BaseException | str) -> None:
@@ -88,21 +91,18 @@ def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_r
         on_refusal: called if `prepare` fails.
 
     Returns:
-        0 or 1, or 2 for what the user can put right, or another code of `tell`.
+        0 or 1, or 2 for what the user can put right, or another code of `report_end`.
     """
     try:
         world, work = prepare()
-    except (ValueError, LostError) as error:
+    except (ValueError, OSError) as error:
         on_refusal()
-        if isinstance(error, ValueError):
-            leave_the_word_to_rank_0()
-        print_error(error)
-        return 2 if isinstance(error, ValueError) else 1
-    with Watch(world) as watch:
+        return _refuse(error)
+    with Watch(world):
         try:
             work()
         except (Exception, KeyboardInterrupt) as error:
-            return tell(world, watch, error)
+            return report_end(world, error)
     world.close()
     return 0
 
@@ -120,9 +120,7 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
     try:
         world, work = prepare()
     except (ValueError, OSError) as error:
-        leave_the_word_to_rank_0()
-        print_error(error)
-        return 1 if isinstance(error, LostError) else 2
+        return _refuse(error)
     try:
         work()
     except (ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
@@ -136,6 +134,14 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
         return code
     world.close()
     return 0
+
+
+def _refuse(error: ValueError | OSError) -> int:
+    """Prints what is wrong before there is a world; returns the exit code."""
+    if not isinstance(error, LostError):
+        wait_so_only_rank_0_prints()
+    print_error(error)
+    return 1 if isinstance(error, LostError) else 2
 
 
 class Options(argparse.ArgumentParser):
@@ -159,9 +165,9 @@ class Options(argparse.ArgumentParser):
         return self.parse_args([word for word in arguments if word != "--"])  # torchrun leaves words alone behind "--"
 
 
-def leave_the_word_to_rank_0() -> None:
-    """Called by a process that found what all processes find: rank 0 says it, the others give it time to.
+def wait_so_only_rank_0_prints() -> None:
+    """Called by a process that found what all processes find: the others wait for as long as rank 0 needs to print it.
 
-    torchrun kills all processes of a host as soon as one of them has failed; so another host says it once as well.
+    torchrun kills all processes of a host as soon as one of them has failed; so another host prints it once as well.
     """
     time.sleep(sum(5 for name in ("RANK", "LOCAL_RANK") if int(os.environ.get(name, "0"))))

@@ -28,10 +28,8 @@ def main(
     """
 
     def prepare() -> tuple[World, Callable[[], None]]:
-        parser = Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations.")
-        add_scoring_options(parser)
-        options = parser.parse(arguments)
-        check_scoring_options(options)
+        parser = add_scoring_options(Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations."))
+        options = check_scoring_options(parser.parse(arguments))
         world = open_scoring_world(options, init_method)
         return world, lambda: report_scores(options, world, flow, data)
 

@@ -10,12 +10,10 @@ from .planning import PlanOptions
 from .reporting import report_plan
 from .units import argument, bits_per_second, bytes_of
 
-ABOUT = "What a run will cost and do. Takes every setting as well; `python -m pipeflow.train --help` lists them."
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 where something is for the user to put right."""
-    parser = Options("pipeflow.plan", ABOUT)
+    parser = Options("pipeflow.plan", "Forecasts what a run costs. Takes every setting of pipeflow.train as well.")
     link, memory = argument(bits_per_second), argument(bytes_of)
     parser.add_argument("--link", type=link, default=1e10, metavar="SPEED", help="between two devices; 10Gb/s")
     parser.add_argument("--memory", type=memory, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")
@@ -23,9 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus-per-host", type=int, metavar="N", help="one process each")
     parser.add_argument("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
     try:
-        options, settings = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        options, settings = parser.parse_known_args([word for word in words if word != "--"])
         out = vars(options).pop("out")
-        config, resume = parse_resume([word for word in settings if word != "--"])
+        config, resume = parse_resume(settings)
         if resume is not None:
             raise ValueError("--resume is an option of pipeflow.train; a plan needs the settings alone.")
         prepare_process(config.parallel.threads, choose_device(config.device))

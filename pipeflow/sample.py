@@ -28,14 +28,12 @@ def main(
     """
 
     def prepare() -> tuple[World, Callable[[], None]]:
-        parser = Options("pipeflow.sample", "A picture of what a trained flow draws.")
-        add_sampling_options(parser)
-        options = parser.parse(arguments)
-        complete_sampling_options(options)
+        parser = add_sampling_options(Options("pipeflow.sample", "A picture of what a trained flow draws."))
+        options = complete_sampling_options(parser.parse(arguments))
         world = open_sampling_world(options, init_method)
         return world, lambda: write_sheet(options, world, flow, data)
 
-    return run_in_world(prepare, "--n")
+    return run_in_world(prepare, "--images")
 
 
 if __name__ == "__main__":

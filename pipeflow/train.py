@@ -1,9 +1,7 @@
 """python -m pipeflow.train: trains a run, as `pipeflow.fit` does; a script with its own flow or data calls `main`."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from .cli import run_training
@@ -30,8 +28,7 @@ def main(
     """
 
     def prepare() -> tuple[World, Callable[[], Any]]:
-        words = sys.argv[1:] if arguments is None else arguments
-        config, resume = settle(words, base, partial(claim, rank=int(os.environ.get("RANK", "0"))))
+        config, resume = settle(arguments, base, claim)
         world = open_world(config.parallel, config.cut.parts, config.device)
         prepare_process(config.parallel.threads, world.device)
         return world, lambda: fit(config, world, resume, flow, data)

@@ -20,7 +20,7 @@ from benchmarks.learning.recipe import Recipe
 from benchmarks.learning.runs import add_options, runs_directory, train_all
 from benchmarks.learning.tasks import LARGE, digits, large, portable
 from benchmarks.lib.results import about, axes, keep, make_parser, table
-from pipeflow.reporting import read
+from pipeflow.reporting import read_run
 
 BINS = 300
 WARM_UP = 50  # updates at the switch
@@ -71,16 +71,16 @@ def main() -> None:
 
 def losses(directory: Path, epoch: float) -> list[dict[str, Any]]:
     """Training bits/dim of each part and of end to end, averaged over bins; None while it did not learn."""
-    run = read(directory)
-    steps = int(run.steps[-1])
+    history = read_run(directory)
+    steps = int(history.steps[-1])
     bins = min(BINS, steps)
     found = []
-    for track in run.tracks:
-        learned = np.stack([track.step, track.bits], 1)[track.learn]
+    for stream in history.streams:
+        learned = np.stack([stream.step, stream.bits], 1)[stream.learn]
         bin_of = (learned[:, 0] - 1) * bins // steps
         means = [learned[bin_of == one].mean(0).tolist() if one in bin_of else None for one in range(bins)]
         epochs, bits = ([point and point[column] for point in means] for column in (0, 1))
-        found.append({"name": track.name, "epoch": [step and step * epoch for step in epochs], "bits_per_dim": bits})
+        found.append({"name": stream.name, "epoch": [step and step * epoch for step in epochs], "bits_per_dim": bits})
     return found
 
 

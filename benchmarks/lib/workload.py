@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeflow.data import Batches, Pixels, resident
+from pipeflow.config import Config, PhaseConfig
+from pipeflow.data import Batches, DataConfig, Pixels, resident
 from pipeflow.distributed import World, keep_memory
 from pipeflow.flow import Packet
 from pipeflow.model import (
     Activations,
     Compile,
+    CutConfig,
     GlowConfig,
     Layout,
     Precision,
@@ -28,7 +30,7 @@ from pipeflow.model import (
     set_tensor_cores,
 )
 from pipeflow.model.truncated import truncate
-from pipeflow.planning import balanced_cut, flow_step_costs, measure_steps
+from pipeflow.planning import resolve_cut
 from pipeflow.stage import CudaRecorder, RecordedStep, Stage, Update, make_optimizer
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.stream import Chain, Discard
@@ -146,9 +148,19 @@ class Workload:
         if self.device == "cpu":
             torch.set_num_threads(1)
             keep_memory()
+        config = Config(
+            glow=self.glow,
+            data=DataConfig(batch=self.batch, flip=self.flip),
+            cut=CutConfig("balanced", parts),
+            phases=[PhaseConfig("simultaneous", steps=1)],
+            precision=self.precision,
+            layout=self.layout,
+            compile=self.compile,
+            activations=self.activations,
+        )
         steps = glow_steps(self.glow, self.pixels.shape)
-        seconds = measure_steps(steps, self.pixels.shape, self.batch, self.torch_device)
-        return replace(self, cut=balanced_cut(flow_step_costs(steps, seconds), parts))
+        cut = resolve_cut(config, self.pixels, steps, self.torch_device, self.batch)
+        return replace(self, cut=tuple(cut.at or ()))
 
     def _truncate(self) -> tuple[list[Truncated], Truncated]:
         return truncate(glow_steps(self.glow, self.pixels.shape), self.cut, self.pixels.shape, "standard", "standard")

@@ -3,9 +3,10 @@
     python -m benchmarks.planning.plan [--quick] [--json FILE] [--any.setting VALUE]       (4 minutes)
 
 For each number of processes `pipeflow.plan` measures the steps of the quickstart's flow (or of the one that settings
-describe), and `pipeflow.train` then trains three parts on this machine, a phase per schedule. Both figures are those of
-`result.json`. The plan is made anew each time, alternating with the training, and all is repeated: what else the
-machine does at times shows as the spread. Needs a machine that is otherwise idle.
+describe), and `pipeflow.train` then trains three parts on this machine, a phase per schedule. Predicted is what
+`plan.json` says of so many processes on this machine, achieved is what `result.json` says. The plan is made anew each
+time, alternating with the training, and all is repeated: what else the machine does at times shows as the spread. Needs
+a machine that is otherwise idle.
 """
 
 import json
@@ -27,17 +28,18 @@ def plan_and_train(directory: Path, processes: int, steps: int, settings: list[s
         for name in SCHEDULES
     ]
     words = ["--run_dir", str(directory), "--phases", json.dumps(phases), "--eval_every", "1e9", "--device", "cpu"]
-    run("pipeflow.plan", [*words, *settings])
+    run("pipeflow.plan", [*words, "--hosts", "1", "--gpus-per-host", str(processes), *settings])
     plan = json.loads((directory / "plan.json").read_text())
     run("pipeflow.train", [*words, *settings], processes)
+    result = json.loads((directory / "result.json").read_text())
     return [
         {
             "schedule": phase["schedule"],
-            "predicted": phase["predicted_images_per_s"],
+            "predicted": list(planned["images_per_s"].values())[-1],  # of these processes, on the cores that there are
             "achieved": phase["images_per_s"],
             "busy": plan["busy"],
         }
-        for phase in json.loads((directory / "result.json").read_text())["phases"]
+        for planned, phase in zip(plan["phases"], result["phases"], strict=True)
     ]
 
 

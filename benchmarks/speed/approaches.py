@@ -91,7 +91,7 @@ class ByParts(Approach):
     def begin(self, steps: int) -> None:
         super().begin(steps)
         last = len(self._chain.events) - 1
-        self._ends = self._chain.lay(self._head, self.workload.batch, steps, last, wire=self._wire)
+        self._ends = self._chain.open_links(self._head, self.workload.batch, steps, last, wire=self._wire)
         for part, inbox, outbox in self._ends:
             self._stages[part].connect(inbox, outbox)
 

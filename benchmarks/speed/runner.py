@@ -10,6 +10,7 @@ print as it goes, and change the network in between.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class Runner:
             host = hosts[rank * 2 // processes] if hosts else None
             names = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes}
             names |= {"MASTER_ADDR": address, "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": host.device if host else "lo"}
+            names["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # all share it
             command = [*(host.prefix if host else []), sys.executable, "-m", "benchmarks.speed.worker"]
             command += [json.dumps(asdict(workload)), str(threads)]
             pipe = subprocess.PIPE if rank == 0 else subprocess.DEVNULL

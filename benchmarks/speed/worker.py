@@ -28,8 +28,7 @@ class Worker:
     def __init__(self, workload: Workload, threads: int) -> None:
         # A world has at least a part per process; where the workload has no cut, nobody looks at the parts.
         parts = max(len(workload.cut) + 1, int(os.environ["WORLD_SIZE"]))
-        backend = "gloo" if workload.device == "cpu" else "auto"
-        config = ParallelConfig(backend=backend, depth=workload.depth, threads=threads)
+        config = ParallelConfig(backend="gloo", depth=workload.depth, threads=threads)
         self.workload = workload
         self.world = open_world(config, parts, workload.device)
         prepare_process(threads, self.world.device)

@@ -36,6 +36,7 @@ from pipeflow.flow import Packet
 from pipeflow.stream import Discard
 
 BITS = math.log(2) * 3 * 32 * 32  # nats per bit/dim
+WARM_UP = 2  # rounds that are not counted
 VARIANTS: dict[str, dict[str, Any]] = {
     "channels first": {},
     "channels last": {"layout": "channels_last"},
@@ -60,6 +61,10 @@ class Candidate:
     parameters: int
     seconds: list[float] = field(default_factory=list)
     bits: list[float] = field(default_factory=list)
+
+    @property
+    def median_s(self) -> float:
+        return median(self.seconds[WARM_UP:])
 
 
 def main() -> None:
@@ -93,15 +98,15 @@ def main() -> None:
                 print(f"{library} does not compile: {str(error).strip().splitlines()[0]}")
     products = matrix_products(workload)
     floors: list[float] = []
-    for number in range(args.rounds + 2):
+    for number in range(args.rounds + WARM_UP):
         for candidate in candidates:
             start = now(device)
             candidate.bits.append(candidate.step())
             candidate.seconds.append(now(device) - start)
         floors.append(products_time(products, device))
-        print(f"\rround {number + 1} of {args.rounds + 2}", end="", file=sys.stderr, flush=True)
+        print(f"\rround {number + 1} of {args.rounds + WARM_UP}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    report(workload, candidates, median(floors[2:]), operations(products), args)
+    report(workload, candidates, median(floors[WARM_UP:]), operations(products), args)
 
 
 def in_pipeflow(workload: Workload, variant: str, x: Tensor) -> Candidate:
@@ -144,35 +149,36 @@ def checked(candidate: Candidate, flow: nn.Module) -> Candidate:
 
 def report(workload: Workload, candidates: list[Candidate], floor: float, flop: float, args: Any) -> None:
     """Prints, draws and keeps what was measured."""
-    for candidate in candidates:
-        del candidate.seconds[:2]
-    pipeflow = min(median(candidate.seconds) for candidate in candidates if candidate.library == "pipeflow")
+    fastest: dict[str, Candidate] = {}
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.median_s):
+        fastest[candidate.library] = candidate
+    pipeflow_s = fastest["pipeflow"].median_s
+
+    def speed(seconds: float, spread: str | None) -> list[str | None]:
+        numbers = [f"{args.batch / seconds:.1f}", f"{seconds / floor:.2f}", f"{seconds / pipeflow_s:.2f}"]
+        return [f"{1e3 * seconds:.0f}", spread, *numbers]
+
     rows, kept = [], []
     for candidate in candidates:
-        took = median(candidate.seconds)
-        others = [median(other.seconds) for other in candidates if other.library == candidate.library]
-        mark = "*" if took == min(others) else ""
-        spread = f"{1e3 * min(candidate.seconds):.0f}–{1e3 * max(candidate.seconds):.0f}"
-        ratios = [f"{took / floor:.2f}", f"{took / pipeflow:.2f}"]
+        name = candidate.library + "*" * (candidate is fastest[candidate.library])
+        counted = candidate.seconds[WARM_UP:]
+        spread = f"{1e3 * min(counted):.0f}–{1e3 * max(counted):.0f}"
         learned = f"{candidate.bits[0]:.2f} → {candidate.bits[-1]:.2f}"
-        rows.append(
-            [f"{candidate.library}{mark}", candidate.variant, candidate.parameters, f"{1e3 * took:.0f}", spread]
-        )
-        rows[-1] += [f"{args.batch / took:.1f}", *ratios, learned]
-        kept.append({key: value for key, value in vars(candidate).items() if key != "step"} | {"median_s": took})
-    rows.append(["floor", "matrix products", None, f"{1e3 * floor:.0f}", None, f"{args.batch / floor:.1f}", "1.00"])
-    rows[-1] += [f"{floor / pipeflow:.2f}", None]
+        rows.append([name, candidate.variant, candidate.parameters, *speed(candidate.median_s, spread), learned])
+        measured = {"seconds": counted, "bits": candidate.bits, "median_s": candidate.median_s}
+        names = ("library", "variant", "parameters")
+        kept.append({key: getattr(candidate, key) for key in names} | measured)
+    rows.append(["floor", "matrix products", None, *speed(floor, None), None])
     shape = f"{workload}, {args.threads} threads, {args.device}"
     heads = ["library (* its fastest)", "variant", "parameters", "ms/step", "least–most", "images/s"]
     print(f"{shape}: median of {args.rounds} steps")
     print(table([*heads, "× floor", "× pipeflow", "bits/dim"], rows))
     print(f"floor: {flop / 1e9:.1f} GFLOP at {flop / floor / 1e9:.0f} GFLOP/s")
-    timed = sorted({candidate.library for candidate in candidates} - {"pipeflow"})
+    timed = sorted(fastest.keys() - {"pipeflow"})
     for library in timed:
         print(f"{library} {version(library)}: {DIFFERENT[library]}")
-    fastest = {row[0].rstrip("*"): candidate for row, candidate in zip(rows, candidates, strict=False) if "*" in row[0]}
     figure, axis = axes(figsize=(7, 3))
-    axis.barh(list(fastest), [1e3 * median(candidate.seconds) for candidate in fastest.values()])
+    axis.barh(list(fastest), [1e3 * candidate.median_s for candidate in fastest.values()])
     axis.axvline(1e3 * floor, color="black", linestyle="--", label="floor: matrix products alone")
     axis.invert_yaxis()
     axis.set(xlabel="ms per optimizer step", title=shape)

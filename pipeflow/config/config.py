@@ -27,8 +27,6 @@ from .phases import EndToEndConfig, PhaseConfig
 from .schedule import micro_batches
 from .yaml_text import as_text
 
-Decay = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.999")]
-
 
 def _quickstart_phases() -> list[PhaseConfig]:
     # 1,500 images are few: without weight decay the test bits/dim rise again after some 30 epochs.
@@ -46,22 +44,22 @@ class Config:
     """A run. The defaults are the quickstart: handwritten digits, 3 parts, a few minutes on two cores.
 
     Attributes:
-        run_dir: the run directory; refused if it holds a run already.
+        run_dir: where the run writes its files; a directory that holds a run already is refused.
         seed: of the initial weights, the order of the images, flips and noise.
-        device: auto, cpu or cuda.
+        device: what computes; auto takes a GPU if there is one.
         precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
         layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
-        compile: none, steps (one graph for all steps of a shape) or part (one graph a part).
+        compile: none, steps (one graph for all steps of a shape) or part (one graph per part).
         cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
             nothing where processes average their gradients, nor in a pipeline end to end.
-        activations: what stays for the backward pass: keep everything, checkpoint (what enters each step) or invert
-            (what leaves the part: steps are inverted).
-        flow: "glow", or what a script calls the flow of its own that it hands over.
+        activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
+            alone (invert).
+        flow: "glow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
-        data: which images.
-        cut: where the borders are.
-        phases: what is done, one after another.
-        end_to_end: how the whole model is spread over them in an end_to_end phase.
+        data: which images, and how they enter.
+        cut: where the borders between parts are.
+        phases: how the flow is trained, one phase after another.
+        end_to_end: how the model is spread over processes in an end_to_end phase.
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
         ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
@@ -85,7 +83,7 @@ class Config:
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    ema: Decay | None = None
+    ema: Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1, such as 0.999")] | None = None
     eval_every: Positive = 5.0
     max_bad_steps: AtLeast1 = 10
 

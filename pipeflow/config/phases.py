@@ -19,10 +19,10 @@ class PhaseConfig:
 
     Attributes:
         schedule: "simultaneous": every part learns from every batch; "alternate": turns of one learning part each,
-            again and again; "sequential": one long turn a part; "end_to_end": the whole model learns.
+            again and again; "sequential": one long turn per part; "end_to_end": the whole model learns.
         epochs, steps: length; one of the two.
         turn_epochs, turn_steps: length of a turn of "alternate"; one epoch by default.
-        lr: learning rate; by parts also a list, one number a part.
+        lr: learning rate; by parts also a list, one number per part.
         optimizer: "adam", "adamax" or "adamw".
         weight_decay: of the networks' weights; for "adamw" decoupled from the gradient, for the others an L2 penalty.
         warmup_steps: updates over which the learning rate rises linearly.
@@ -66,7 +66,7 @@ class EndToEndConfig:
         engine: "ddp": every process holds all of it; "fsdp": weights, gradients and moments are spread, and gathered a
             flow step at a time, for a model that does not fit one device; "pipeline": every process keeps the parts
             that it has, latents go forward and gradients back (1F1B).
-        micro_batches: of "pipeline": pieces of a chain's share of a batch, at least one a process of the chain; None
+        micro_batches: of "pipeline": pieces of a chain's share of a batch, at least one per process of the chain; None
             takes the fewest that are equal.
     """
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,9 @@ Resume = Path | Literal["auto"] | None
 
 
 def settle(
-    arguments: Sequence[str], base: Config | None = None, before_reading: Callable[[Path], Any] = lambda run: None
+    arguments: Sequence[str] | None,
+    base: Config | None = None,
+    before_reading: Callable[[Path], Any] = lambda run: None,
 ) -> tuple[Config, Resume]:
     """Command line → settings, and where to go on from.
 
@@ -24,7 +27,7 @@ def settle(
     which has the same command line as before, goes on with its run as if it said `--resume auto`.
 
     Args:
-        arguments: dotted names and values.
+        arguments: dotted names and values; the process's own by default.
         base: the settings that they override; the quickstart by default.
         before_reading: called with the run directory before anything in it is read.
 
@@ -34,7 +37,7 @@ def settle(
     Raises:
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
-    given, wish = read_words(arguments)
+    given, wish = read_words(sys.argv[1:] if arguments is None else arguments)
     config = _filled((base or Config()).as_dict(), given)
     origin = None if wish in (None, "auto") else Path(wish)
     run = Path(config.run_dir if "run_dir" in given else (origin and _run_of(origin)) or config.run_dir)
@@ -44,19 +47,15 @@ def settle(
         wish, origin = "auto", None
     if wish is None:
         return config, None
-    settings = RunDirectory(run).settings
-    source, manifest = _readable(run) if origin is None else _named(origin)
-    if manifest:
-        then, at, told = manifest.config, manifest.at, source
-    elif settings.is_file():  # interrupted before its first checkpoint
-        then = read_file(settings)
-        at, told = then["cut"]["at"] or [], settings
-    else:
+    source, manifest = _named(origin) if origin else _readable(run)
+    if manifest is None and not (source := RunDirectory(run).settings).is_file():
         return config, "auto"
+    then = manifest.config if manifest else read_file(source)  # interrupted before its first checkpoint
     try:
+        at = manifest.at if manifest else from_dict(then).cut.at or []
         config = _filled(then, {"run_dir": str(run)} | given)
     except ValueError as error:
-        raise ValueError(f"With the settings of {told}: {error}") from error
+        raise ValueError(f"With the settings of {source}: {error}") from error
     if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
         cut = dataclasses.replace(config.cut, scheme="explicit", at=at)  # measured once
         config = dataclasses.replace(config, cut=cut)

@@ -19,9 +19,9 @@ class DataConfig:
             what a script hands over.
         root: where they are, or are downloaded to; for npy a file or a directory with train.npy and test.npy.
         image_size: side in pixels; None leaves the images as they are.
-        bits: bits of a pixel that are kept, 1–8.
+        bits: bits that are kept of each pixel.
         flip: horizontal flips at random.
-        batch: images a step, over all processes.
+        batch: images per step, over all processes.
         init_batch: images that ActNorm starts from.
         on_corrupt: what an unreadable image in a folder does: "stop" the run, or "skip" the image.
     """

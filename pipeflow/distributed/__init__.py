@@ -3,14 +3,12 @@
 Only this package and stream import torch.distributed.
 """
 
+from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
-from .data_parallel import full_tensor as whole
-from .data_parallel import local_tensor as local
-from .data_parallel import spread_like as placed
 from .device import choose_device
 from .graceful_stop import Stop
 from .grid import grid, owners
-from .heartbeat import EVERYONE, Pulse
+from .heartbeat import EVERYONE, Pulse, last_sign
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_settings import intra_op_threads, prepare_process
@@ -33,6 +31,7 @@ __all__ = [
     "Watch",
     "World",
     "average_gradients",
+    "blame",
     "bytes_per_image",
     "choose_device",
     "equalise",
@@ -40,6 +39,7 @@ __all__ = [
     "grid",
     "intra_op_threads",
     "keep_memory",
+    "last_sign",
     "local",
     "local_tensor",
     "lost_error",

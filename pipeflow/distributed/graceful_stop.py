@@ -1,8 +1,8 @@
 """Stopping on request, at one step in all processes.
 
 Parts work on different batches at any moment, and none may be left waiting for a packet. So the head of the chain
-names the last batch before it sends it: whoever has taken part in that batch finds the name, and stops behind it.
-Heads of other replicas may be ahead of it where they do not learn; so it names a batch that none can have reached.
+sets the last step before it sends that batch: every process that has taken part in the batch finds it, and stops.
+Heads of other replicas may be ahead of it where they do not learn; so it sets a step that none can have reached.
 """
 
 import time
@@ -24,7 +24,7 @@ class Stop:
         world: the processes.
 
     Attributes:
-        reached: no process is behind it; where one was lost and catches up, others may have got further.
+        reached: the furthest step of any process when all last met; one that was lost catches up to it.
     """
 
     def __init__(self, world: World) -> None:
@@ -45,7 +45,7 @@ class Stop:
                 self.world.store.set("last", step + lead)
 
     def after(self, step: int) -> bool:
-        """Called behind batch `step`: whether it was the last."""
+        """Called after batch `step`: whether it was the last."""
         return bool(self.world.store.get("last") == step)
 
     def cause(self) -> str:

@@ -70,7 +70,7 @@ class Grid:
         """
         return (self.stages - 1) * (depth + 2)
 
-    def place(self, rank: int) -> str:
+    def describe(self, rank: int) -> str:
         """How messages call a process: "part 2 (rank 1)", "parts 1 to 3 (rank 0)", "part 2 of replica 2 (rank 4)"."""
         held = self.held(rank)
         parts = f"part {held[0] + 1}" if len(held) == 1 else f"parts {held[0] + 1} to {held[-1] + 1}"
@@ -97,9 +97,9 @@ class Topology:
         self.replica = grid.replica(rank)
         self.owner, self.mine = grid.owner(self.replica), grid.held(rank)
 
-    def place(self, rank: int | None = None) -> str:
+    def describe(self, rank: int | None = None) -> str:
         """How messages call a process, this one by default: "part 2 (rank 1)"."""
-        return self.grid.place(self.rank if rank is None else rank)
+        return self.grid.describe(self.rank if rank is None else rank)
 
 
 def grid(parts: int, size: int, replicas: int | None = None) -> Grid:

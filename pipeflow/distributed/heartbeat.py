@@ -1,17 +1,30 @@
 """What a process is doing right now, for others to judge whether it lives.
 
 A process that computes, one that waits for a neighbour and one that hangs look alike from outside. So the loop counts
-what it does here, and whoever waits says for whom.
+what it does here, whoever waits says for whom, and the watchdog shows it to the others at every heartbeat.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
+
+from .key_value import KeyValueStore
 
 EVERYONE = -1
+"""In place of a rank: this process waits for all others."""
+
+
+class SignOfLife(NamedTuple):
+    """A heartbeat of another process: its number, and what `Pulse` said then."""
+
+    number: int
+    step: int
+    beats: int
+    waits_for: int | None
 
 
 class Pulse:
-    """Written by the loop, read by the thread that tells the other processes.
+    """Written by the loop, read by the watchdog.
 
     Attributes:
         step: batches drawn at the head so far.
@@ -37,3 +50,22 @@ class Pulse:
         yield
         self.waits_for = before
         self.beats += 1
+
+    def show(self, store: KeyValueStore, rank: int, number: int) -> None:
+        """Shows the others heartbeat `number` of this process, whose rank it is."""
+        store.set(_key(rank), SignOfLife(number, self.step, self.beats, self.waits_for))
+
+
+def last_sign(store: KeyValueStore, rank: int) -> SignOfLife | None:
+    """The last heartbeat of a process; None if there was none, or the process has ended well."""
+    sign = store.get(_key(rank))
+    return SignOfLife(*sign) if sign else None
+
+
+def end_signs(store: KeyValueStore, rank: int) -> None:
+    """This process ends well: it is done, not lost."""
+    store.set(_key(rank), None)
+
+
+def _key(rank: int) -> str:
+    return f"alive/{rank}"

@@ -4,85 +4,65 @@ A collective operation needs all processes at once; what one of them has to say 
 """
 
 import json
-from typing import Any, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Store
 
 from ..errors import LostError
 
-_ENDED = "fault"
+_REPORTED = "fault"
 
 
 class KeyValueStore:
-    """JSON values by key; here those of one process alone."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-
-    def set(self, key: str, value: Any) -> None:
-        """Sets a value; None takes it away."""
-        self._write(key, "" if value is None else json.dumps(value))
-
-    def get(self, key: str) -> Any:
-        """The latest value of a key, None if there is none."""
-        text = self._read(key)
-        return json.loads(text) if text else None
-
-    def claim(self, line: str) -> bool:
-        """True for the one process that is the first to say what ended the run."""
-        return True
-
-    def claimed(self) -> bool:
-        """Whether a process has said what ended the run."""
-        return bool(self._read(_ENDED))
-
-    def withdraw_claim(self) -> None:
-        """The run goes on."""
-        self._write(_ENDED, "")
-
-    def _write(self, key: str, text: str) -> None:
-        self._texts[key] = text
-
-    def _read(self, key: str) -> str:
-        return self._texts.get(key, "")
-
-
-class TextStore(Protocol):
-    """What is needed of `torch.distributed.Store`."""
-
-    def set(self, key: str, value: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def check(self, keys: list[str]) -> bool: ...
-    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
-
-
-class SharedKeyValueStore(KeyValueStore):
-    """Values that all processes see.
+    """Values that JSON can hold, by key.
 
     Args:
-        store: where the texts are kept.
+        store: that all processes share; in a world of one process, one in its memory.
         rank: of this process.
 
     Raises:
-        LostError: from every method but `claim`: the store is out of reach, since it is gone with its process.
+        LostError: from every method but `claim`: the store is out of reach, since the process that held it is gone.
     """
 
-    def __init__(self, store: TextStore, rank: int) -> None:
-        self._store, self._rank = store, rank
+    def __init__(self, store: Store | None = None, rank: int = 0) -> None:
+        self._store, self._rank = store or HashStore(), rank
+
+    def set(self, key: str, value: Any) -> None:
+        """Sets a value; None takes it away."""
+        with _reached():
+            self._store.set(key, "" if value is None else json.dumps(value))
+
+    def get(self, key: str) -> Any:
+        """The latest value of a key, None if there is none."""
+        with _reached():
+            text = self._store.get(key) if self._store.check([key]) else b""
+        return json.loads(text) if text else None
 
     def claim(self, line: str) -> bool:
+        """Claims to report what ended the run; True for the first process to do so, and where no other can."""
         claim = f"{self._rank} {line}"
         try:
-            return self._store.compare_set(_ENDED, "", claim).decode() == claim
-        except RuntimeError:  # nobody else can say it any more
+            return bool(self._store.compare_set(_REPORTED, "", claim).decode() == claim)
+        except RuntimeError:
             return True
 
-    def _write(self, key: str, text: str) -> None:
-        try:
-            self._store.set(key, text)
-        except RuntimeError as error:
-            raise LostError("the store where the processes meet is gone") from error
+    def claimed(self) -> bool:
+        """Whether a process has reported what ended the run."""
+        with _reached():
+            return self._store.check([_REPORTED]) and bool(self._store.get(_REPORTED))
 
-    def _read(self, key: str) -> str:
-        try:
-            return self._store.get(key).decode() if self._store.check([key]) else ""
-        except RuntimeError as error:
-            raise LostError("the store where the processes meet is gone") from error
+    def withdraw_claim(self) -> None:
+        """The run goes on."""
+        with _reached():
+            self._store.set(_REPORTED, "")
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostError("the store where the processes meet is gone") from error

@@ -57,29 +57,29 @@ def _example(event: Event, batch: int, grad: bool) -> tuple[Tensor, Tensor]:
 
 
 def timed_stage(
-    carriage: nn.Module,
+    module: nn.Module,
     last: bool,
-    place: tuple[int, int],
+    position: tuple[int, int],
     events: tuple[Event, Event],
     micro: int,
     device: torch.device,
     group: Any,
 ) -> TimedStage:
-    """A carriage on its rails. All shapes are given, so that nothing has to be found out by sending objects around.
+    """The stage of one process. All shapes are given, so that PyTorch need not send objects around to find them out.
 
     Args:
-        carriage: the parts of this process: (z, logp) → (z, logp), and in the last stage → nll (B,).
+        module: the parts of this process: (z, logp) → (z, logp), and in the last stage → nll (B,).
         last: whether it is the last stage.
-        place: (i, n): it is the i-th of n stages, from 0.
+        position: (i, n): it is the i-th of n stages, from 0.
         events: shape of a latent that enters it, and of one that leaves.
-        micro: images a micro-batch.
+        micro: images per micro-batch.
         device: where it computes.
         group: of the processes of this chain.
     """
-    number, stages = place
+    number, stages = position
     nll = torch.empty(micro, device="meta", requires_grad=True)
     return TimedStage(
-        carriage,
+        module,
         number,
         stages,
         device,
@@ -94,10 +94,10 @@ class Engine:
 
     Args:
         world: the processes, more than one in a chain.
-        carriage: the parts of this process: (z, logp) → (z, logp), and in the last of the chain → nll (B,).
+        module: the parts of this process: (z, logp) → (z, logp), and in the last of the chain → nll (B,).
         events: shape of a latent that enters them, and of one that leaves.
         loss: nll (B,) → bits/dim (B,).
-        batch: images that the chain takes a step.
+        batch: images that the chain takes per step.
         micro_batches: in how many equal pieces.
 
     Attributes:
@@ -110,7 +110,7 @@ class Engine:
     def __init__(
         self,
         world: World,
-        carriage: nn.Module,
+        module: nn.Module,
         events: tuple[Event, Event],
         loss: Callable[[Tensor], Tensor],
         batch: int,
@@ -124,8 +124,8 @@ class Engine:
         with self._answered():
             # NCCL opens a communicator when all of its processes first use it, which those of a pipeline do one by one.
             dist.all_reduce(torch.zeros(1, device=world.device), group=group)
-        place, micro = (number, stages), batch // micro_batches
-        self._stage = timed_stage(carriage, self.last, place, events, micro, world.device, group)
+        position, micro = (number, stages), batch // micro_batches
+        self._stage = timed_stage(module, self.last, position, events, micro, world.device, group)
 
         def mean_loss(nll: Tensor, target: Tensor) -> Tensor:
             return loss(nll).sum() / batch  # summed over the micro-batches: the mean of the batch
@@ -158,7 +158,7 @@ class Engine:
         """Averages the gradients over the replicas, in place.
 
         Args:
-            gradients: of this process, behind `run`.
+            gradients: of this process, after `run`.
             loss: what `run` returned.
 
         Returns:

@@ -12,7 +12,7 @@ from torch.distributed.rendezvous import rendezvous
 from ..errors import NoReturnError
 from .device import choose_backend
 from .heartbeat import EVERYONE
-from .key_value import SharedKeyValueStore
+from .key_value import KeyValueStore
 from .process_groups import ProcessGroups
 from .rendezvous import meet
 from .settings import ParallelConfig
@@ -57,7 +57,7 @@ class ProcessWorld(World):
             self._store_name = next(iter(before))[0] if before else name
             # A connection of its own: values are also read and set while another call keeps the first one busy.
             store = PrefixStore(f"notes/{self._store_name}", self._base.clone())
-            self.store = SharedKeyValueStore(store, self.rank)
+            self.store = KeyValueStore(store, self.rank)
         if len(before) > 1:
             points = " and ".join(str(point) for point in sorted({point for _, point in before}))
             raise NoReturnError(f"the processes cannot go on together: they wait at {points}")

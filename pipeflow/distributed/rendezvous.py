@@ -1,9 +1,9 @@
 """A fresh name for every meeting of the processes, in a store that remembers earlier ones.
 
 Workers that torchrun restarts may find the store of their predecessors, with the addresses of sockets that are closed.
-A count of restarts would not tell them apart: agents on different hosts count differently. So the processes of now find
-each other: all leave a word that nobody has left before, and take the name that the first of them gives when it has
-heard exactly these words acknowledged.
+A count of restarts would not tell them apart: agents on different hosts count differently. So each process sets an id
+that nobody has set before, and all take the name that rank 0 gives the meeting once every process has acknowledged
+exactly these ids.
 """
 
 import json
@@ -29,24 +29,24 @@ def meet(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     Raises:
         TimeoutError: not all came in time.
     """
-    words = [f"hello/{other}" for other in range(size)]
-    mine = uuid.uuid4().hex
+    keys = [f"hello/{other}" for other in range(size)]
+    own_id = uuid.uuid4().hex
     name: str = ""
-    store.set(words[rank], mine)
-    heard: list[str] = []
+    store.set(keys[rank], own_id)
+    ids: list[str] = []
     until = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:
-        if rank == 0 and store.check(words):
-            now = [store.get(word).decode() for word in words]
-            if now != heard:
-                heard, name = now, uuid.uuid4().hex
-                store.set("meeting", json.dumps([name, *heard]))
+        if rank == 0 and store.check(keys):
+            now = [store.get(key).decode() for key in keys]
+            if now != ids:
+                ids, name = now, uuid.uuid4().hex
+                store.set("meeting", json.dumps([name, *ids]))
             if store.check([f"heard/{name}/{other}" for other in range(1, size)]):
                 store.set(f"begin/{name}", "")
                 return name
         elif rank and store.check(["meeting"]):
-            name, *heard = json.loads(store.get("meeting"))
-            if len(heard) == size and heard[rank] == mine:
+            name, *ids = json.loads(store.get("meeting"))
+            if len(ids) == size and ids[rank] == own_id:
                 store.set(f"heard/{name}/{rank}", "")
                 if store.check([f"begin/{name}"]):
                     return name

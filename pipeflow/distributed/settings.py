@@ -18,7 +18,7 @@ class ParallelConfig:
     Attributes:
         backend: of the links and of DDP; "auto" takes NCCL where every process has a GPU of its own, else gloo.
         depth: packets in flight over a border before the sender waits.
-        threads: intra-op threads a part on the CPU; the same however many processes there are.
+        threads: intra-op threads per part on the CPU; the same however many processes there are.
         replicas: chains of parts side by side, each on its own share of every batch; None takes as many as the
             processes make.
         timeout_s: seconds to wait for a packet (or an all-reduce) that is due.

@@ -163,46 +163,6 @@ class World(Topology):
         """Whether packets of a GPU have to travel through host memory."""
         return False
 
-    # Old names, until every caller has the new ones.
-    def exchange(self, data: bytes) -> list[bytes]:
-        return self.gather_bytes(data)
-
-    def first(self, work: Callable[[], T]) -> T:
-        return self.rank_0_first(work)
-
-    @property
-    def standing(self) -> bool:
-        return self.resume_point is not None
-
-    def note(self, key: str, text: str) -> None:
-        self.store.set(key, text)
-
-    def notes(self, keys: list[str]) -> list[str]:
-        return [self.store.get(key) or "" for key in keys]
-
-    def claim(self, text: str) -> bool:
-        return self.store.claim(text)
-
-    def wrap(self, module: Any) -> Any:
-        from .data_parallel import average_gradients
-
-        return average_gradients(self, module, "everyone")
-
-    def wrap_part(self, module: Any) -> Any:
-        from .data_parallel import average_gradients
-
-        return average_gradients(self, module, "replicas")
-
-    def shard(self, module: Any, units: Any) -> None:
-        from .data_parallel import shard
-
-        shard(self, module, units)
-
-    def equalise(self, module: Any) -> None:
-        from .data_parallel import equalise
-
-        equalise(self, module)
-
     def close(self) -> None:
         """Leaves the world."""
 

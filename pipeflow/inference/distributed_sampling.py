@@ -102,14 +102,15 @@ def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> lis
     images: list[Tensor] = []
     for temperature in temperatures:
         for index in index_batches:
-            received = None if world.mine[-1] == len(chain.events) - 1 else inbox.recv().z[: len(index)]
+            received = inbox.recv().z[: len(index)] if inbox else None
             z = _invert(local, received, temperature, index, seed)
             if world.mine[0] == 0:
                 images.append(local.data_space.quantise(z).cpu())
             # The last batch may be short, but a link has packets of one size.
             z = pad(z, [0, 0] * (z.dim() - 1) + [0, largest - len(index)])
             outbox.send(Packet(z, z.new_zeros(largest)))
-    inbox.close()
+    if inbox:
+        inbox.close()
     outbox.close()
     return [torch.cat(images[i : i + len(index_batches)]) for i in range(0, len(images), len(index_batches))]
 

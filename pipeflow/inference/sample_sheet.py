@@ -1,6 +1,6 @@
 """The picture that `python -m pipeflow.sample` writes: what a flow draws, or what it makes of test images.
 
-A notebook calls the functions of pictures.py and `pipeflow.data.draw_sheet` itself.
+A notebook calls the functions of pictures.py and `pipeflow.data.save_sheet` itself.
 """
 
 from argparse import Namespace

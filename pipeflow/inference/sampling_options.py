@@ -4,12 +4,16 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import TypeVar
 
 _DEFAULTS = {"n": 64, "temperature": [0.7], "seed": 0}
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all options."""
+Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
+
+
+def add_sampling_options(parser: Parser) -> Parser:
+    """Adds all options; returns the parser."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, a checkpoint, or an exported flow")
     add("--out", type=Path, metavar="FILE.png", help="default: RUN/samples/<kind>.png")
@@ -17,14 +21,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument("--interpolate", nargs="*", type=int, metavar="I J", help="from test image I to J, and so on")
     kinds.add_argument("--reconstruct", type=int, metavar="N", help="the first N test images above what comes back")
     kinds.add_argument("--each-part", action="store_true", help="what the flow draws if it stops at each border")
-    add("--n", type=int, help="how many images to draw (default: 64)")
+    add("--images", "--n", dest="n", metavar="N", type=int, help="how many images to draw (default: 64)")
     add("--temperature", nargs="+", type=float, metavar="T", help="one or more (default: 0.7)")
     add("--seed", type=int, help="of the draw (default: 0)")
     add("--root", metavar="DIR", help="where the files of the run's test images are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
 
 
-def complete_sampling_options(options: argparse.Namespace) -> None:
+def complete_sampling_options(options: argparse.Namespace) -> argparse.Namespace:
     """Adds "kind" ("grid", "each-part", "interpolate" or "reconstruct"), and fills in what is left to the command.
 
     Raises:
@@ -62,3 +67,4 @@ def complete_sampling_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out} must end in .png.")
     if options.out.exists():
         raise ValueError(f"{options.out} is there already, and is not written over; give another name with --out.")
+    return options

@@ -25,7 +25,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TruncationScores:
-    """A flow that stops behind one of the parts, scored image by image.
+    """A flow that stops after one of the parts, scored image by image.
 
     Attributes:
         part: its last part, counted from 1.

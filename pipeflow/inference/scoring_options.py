@@ -2,13 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from ..data import SourceName
 
+Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
 
-def add_scoring_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all options."""
+
+def add_scoring_options(parser: Parser) -> Parser:
+    """Adds all options; returns the parser."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
     add("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
@@ -20,15 +22,17 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--histogram", type=Path, metavar="FILE.png", help="bits/dim by image; with --data of both sets")
     add("--json", type=Path, metavar="FILE", help="everything that is printed, and more")
+    return parser
 
 
-def check_scoring_options(options: argparse.Namespace) -> None:
+def check_scoring_options(options: argparse.Namespace) -> argparse.Namespace:
     """A ValueError where numbers are out of range, or options do not go together."""
     for name in ("samples", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
     if options.own_root and not (options.data and options.histogram):
         raise ValueError("--own-root only says where the second data set of a --histogram with --data is; use --root.")
+    return options
 
 
 def check_files(table: Path | None, histogram: Path | None) -> None:

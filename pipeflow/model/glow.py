@@ -21,12 +21,12 @@ class GlowConfig:
 
     Attributes:
         levels: number of squeezes; half of the channels leave between two levels.
-        steps: flow steps a level.
+        steps: flow steps per level.
         hidden: width of the coupling networks.
-        coupling: "affine" or "additive".
+        coupling: whether couplings are "affine" or "additive".
         conv1x1: "lu" or "plain" parametrisation of the 1×1 convolutions.
         split_prior: "learned" from the channels that stay, or "standard" normal.
-        top_prior: "learned" a channel, or "standard" normal.
+        top_prior: "learned" per channel, or "standard" normal.
     """
 
     levels: AtLeast1 = 3

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .drawing import REPORT_MAKER, Drawing
 from .quantities import amount, duration
-from .results_table import NOT_KNOWN, mebibytes, model_bits, number, results
+from .results_table import NOT_KNOWN, mebibytes, model_bits, number, results_column
 from .run_history import RunHistory
 from .run_summary import lead, slowest_parts, unfinished
 
@@ -31,12 +31,14 @@ def page(histories: Sequence[RunHistory], drawings: Sequence[Sequence[Drawing]],
         drawings: the figures of each.
         compared: the figure of all of them, if there are several.
     """
+    columns = [results_column(history) for history in histories]
     figures = [{figure.file.rsplit("-", 1)[-1]: figure for figure in of_run} for of_run in drawings]
     return _TEMPLATES.get_template("page.html.jinja").render(
         maker=REPORT_MAKER,
         title=f"{len(histories)} runs compared" if len(histories) > 1 else histories[0].name,
         runs=histories,
-        results=results(histories),
+        rows=list(dict.fromkeys(name for column in columns for name in column)),
+        columns=columns,
         compared=compared,
         figures=figures,
         not_known=NOT_KNOWN,

@@ -1,6 +1,6 @@
 """The main table of a report: what runs have reached, a column per run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -12,26 +12,26 @@ NOT_KNOWN = Markup("–")
 _MIB = 2.0**20
 
 
-def results(histories: Sequence[RunHistory]) -> dict[str, list[Markup]]:
-    """Name of a row → a cell per run."""
-    rows = {
-        "approach": [escape(", then ".join(map(phase_in_words, run.config.phases))) for run in histories],
-        "parts": [escape(run.config.cut.parts) for run in histories],
-        "cut": [escape(cut_in_words(run.config)) for run in histories],
-        "learning rate": [_learning_rates(run) for run in histories],
-        "test bits/dim": [_test_bits(run) for run in histories],
-        "minutes": [_minutes(run) for run in histories],
-        "images/s, by phase": [_images_per_s(run) for run in histories],
-        "peak memory by rank (MiB)": [_of_ranks(run, "peak_memory_bytes") for run in histories],
-        "peak GPU memory by rank (MiB)": [_of_ranks(run, "peak_gpu_memory_bytes") for run in histories],
-        "forward by parts, computed (MiB)": [_forward(run) for run in histories],
-        "backward by parts (bytes)": [_noted("0", "by construction") for _ in histories],
-        "sent by rank, measured (MiB)": [_of_ranks(run, "bytes_sent") for run in histories],
-        "received by rank, measured (MiB)": [_of_ranks(run, "bytes_received") for run in histories],
+def results_column(run: RunHistory) -> dict[str, Markup]:
+    """Name of a row → the cell of this run."""
+    cells = {
+        "approach": escape(", then ".join(map(phase_in_words, run.config.phases))),
+        "parts": escape(run.config.cut.parts),
+        "cut": escape(cut_in_words(run.config)),
+        "learning rate": _learning_rates(run),
+        "test bits/dim": _test_bits(run),
+        "minutes": _minutes(run),
+        "images/s, by phase": _images_per_s(run),
+        "peak memory by rank (MiB)": _of_ranks(run, "peak_memory_bytes"),
+        "peak GPU memory by rank (MiB)": _of_ranks(run, "peak_gpu_memory_bytes"),
+        "forward by parts, computed (MiB)": _forward(run),
+        "backward by parts (bytes)": _noted("0", "by construction"),
+        "sent by rank, measured (MiB)": _of_ranks(run, "bytes_sent"),
+        "received by rank, measured (MiB)": _of_ranks(run, "bytes_received"),
     }
-    if any(run.config.activations == "invert" for run in histories):
-        rows["drift of inverted inputs, at most, by phase"] = [_drift(run) for run in histories]
-    return rows
+    if run.config.activations == "invert":
+        cells["drift of inverted inputs, at most, by phase"] = _drift(run)
+    return cells
 
 
 def number(value: float, form: str) -> Markup:

@@ -36,11 +36,6 @@ class BaseStage(ABC):
         """Sets where the next packets come from and go to."""
         self.inbox, self.outbox = inbox, outbox
 
-    def disconnect(self) -> None:
-        """Lets go of both links, if they were set."""
-        for link in ("inbox", "outbox"):
-            self.__dict__.pop(link, None)
-
     @abstractmethod
     def tick(self, learn: bool = True) -> Report:
         """Takes one batch: always forward, and if it is to learn, also backward and through an update."""

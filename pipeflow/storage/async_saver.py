@@ -103,7 +103,7 @@ class Saver:
         except Exception as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             what = f"the checkpoint of step {manifest.step} cannot be written: {why}"
-            self._error = SaveError(f"{world.place()}, step {world.pulse.step}: {what}")
+            self._error = SaveError(f"{world.describe()}, step {world.pulse.step}: {what}")
             with suppress(LostError):
                 world.store.set(keys[world.rank], str(self._error))
 

@@ -19,7 +19,7 @@ _PATIENCE_S = 5.0  # a process that was just killed may still be going
 _held: dict[Path, int] = {}
 
 
-def claim(directory: Path, rank: int = 0) -> bool:
+def claim(directory: Path, rank: int | None = None) -> bool:
     """Locks a run directory for the processes of this run; call it before anything in the directory is read.
 
     Rank 0 holds the lock until it ends or releases it; to claim it again changes nothing. The other ranks only look
@@ -27,7 +27,7 @@ def claim(directory: Path, rank: int = 0) -> bool:
 
     Args:
         directory: of the run.
-        rank: of this process.
+        rank: of this process; by default what the environment says.
 
     Returns:
         Whether this process has just taken the lock.
@@ -35,6 +35,7 @@ def claim(directory: Path, rank: int = 0) -> bool:
     Raises:
         ValueError: another run holds it; the sentence says which process, on which host.
     """
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     place, file = directory.resolve(), RunDirectory(directory).lock
     if place in _held or not directory.is_dir():
         return False

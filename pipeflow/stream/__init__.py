@@ -1,8 +1,19 @@
 """Packets across the borders between parts, within a process or between two."""
 
-from .chain import Chain, Ends, close
-from .links import Discard, Inbox, Outbox, ProcessOutbox
-from .replay import Backlog
+from .chain import Chain, Links, close
+from .links import Discard, Inbox, Outbox
+from .replay import ReplayOutbox, abort, with_replay
 from .upstream import upstream_links
 
-__all__ = ["Backlog", "Chain", "Discard", "Ends", "Inbox", "Outbox", "ProcessOutbox", "close", "upstream_links"]
+__all__ = [
+    "Chain",
+    "Discard",
+    "Inbox",
+    "Links",
+    "Outbox",
+    "ReplayOutbox",
+    "abort",
+    "close",
+    "upstream_links",
+    "with_replay",
+]

@@ -1,7 +1,7 @@
-"""Laying the links: the slices of the flow that this process holds, joined to their neighbours for some packets.
+"""Opens the links between parts: those of this process, to each other and to parts of other processes.
 
 Training, evaluation, ActNorm's start and the check at the switch all send packets of some shape down the same chain.
-They differ in what enters at the head and in what a process does with a packet, not in how the links are laid.
+They differ in what enters at the head and in what a process does with a packet, not in how the links are opened.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,21 @@ import torch
 
 from ..distributed import WIRES, World
 from ..flow import Event
-from .links import Border, Discard, Inbox, LocalLink, Outbox, ProcessInbox, ProcessOutbox
+from .links import Discard, Inbox, LocalLink, Outbox
+from .process_links import Border, ProcessInbox, ProcessOutbox
 
-Ends = list[tuple[int, Inbox, Outbox]]
+Links = list[tuple[int, Inbox, Outbox]]
+"""(position, inbox, outbox) of parts that one process holds, in order."""
 
 
-def close(ends: Ends, early: bool = False) -> None:
-    """Takes up the links that `Chain.lay` laid: blocks until nothing is on its way.
+def close(links: Links, early: bool = False) -> None:
+    """Blocks until nothing is on its way in links that `Chain.open_links` opened.
 
     Args:
-        ends: what `lay` returned.
+        links: what `open_links` returned.
         early: fewer packets were sent than the links were opened for.
     """
-    for _, inbox, outbox in ends:
+    for _, inbox, outbox in links:
         outbox.close(early)
         inbox.close(early)
 
@@ -34,7 +36,7 @@ class Chain:
 
     Attributes:
         world: the processes.
-        events: shape of a latent behind each part.
+        events: shape of a latent after each part.
         digest: of the run's settings; both ends of every border must have the same.
     """
 
@@ -43,24 +45,26 @@ class Chain:
     digest: str
 
     def mine(self, last: int) -> list[int]:
-        """Positions of this process's parts, none behind `last`."""
+        """Positions of this process's parts, none after `last`."""
         return [part for part in self.world.mine if part <= last]
 
-    def lay(self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32") -> Ends:
+    def open_links(
+        self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32"
+    ) -> Links:
         """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
 
         Every process must call it. Both ends first compare what they are about to send and receive.
 
         Args:
             head: where part 0 takes its packets from.
-            batch: images a packet.
+            batch: images per packet.
             count: packets; may differ from chain to chain, and be 0.
             last: position of the last part that takes part.
-            done: how many of the packets each part has done already, in a chain that is laid again; none by default.
+            done: how many of the packets each part has done already, in a chain that is opened again; none by default.
             wire: how latents cross a border, a key of `WIRES`.
 
         Returns:
-            (position, inbox, outbox) of the parts of this process that take part, in order.
+            The links of the parts of this process that take part.
 
         Raises:
             ValueError: the processes disagree about the shapes or the settings.
@@ -73,28 +77,44 @@ class Chain:
         # A part that is behind the others computes alone until it has caught up: what is due meanwhile is not late.
         timeout_s = self.world.config.timeout_s * (1 + max(done) - min(done))
 
-        def border(part: int, other: int) -> Border:
-            return self._border(part, other, batch, count - done[max(part, other)], timeout_s, WIRES[wire])
+        def border(part: int, other: int, direction: str) -> Border:
+            left = count - done[max(part, other)]
+            return self.border(part, other, direction, batch, left, timeout_s, WIRES[wire])
 
-        ends: Ends = []
+        links: Links = []
         inbox: Inbox = head
         for part in self.mine(last):
             if part > 0 and self._crosses(part - 1):
-                inbox = ProcessInbox(border(part, part - 1))
+                inbox = ProcessInbox(border(part, part - 1, "from"))
             outbox: Outbox = Discard()
             if part < last:
-                outbox = ProcessOutbox(border(part, part + 1)) if self._crosses(part) else LocalLink(WIRES[wire])
-            ends.append((part, inbox, outbox))
+                outbox = ProcessOutbox(border(part, part + 1, "to")) if self._crosses(part) else LocalLink(WIRES[wire])
+            links.append((part, inbox, outbox))
             if isinstance(outbox, LocalLink):
                 inbox = outbox
-        return ends
+        return links
 
-    def _crosses(self, border: int) -> bool:
-        return self.world.owner[border] != self.world.owner[border + 1]
+    def border(
+        self,
+        part: int,
+        other: int,
+        direction: str,
+        batch: int,
+        count: int,
+        timeout_s: float | None = None,
+        wire: torch.dtype = torch.float32,
+    ) -> Border:
+        """This process's end of the border between its part `part` and another process's part `other`.
 
-    def _border(self, part: int, other: int, batch: int, count: int, timeout_s: float, wire: torch.dtype) -> Border:
+        Args:
+            part, other: neighbours.
+            direction: "to" or "from" the other.
+            batch: images per packet.
+            count: packets.
+            timeout_s: how long one that is due may take; `parallel.timeout_s` by default.
+            wire: dtype of latents on their way.
+        """
         world, before = self.world, min(part, other)
-        direction = "to" if other > part else "from"
         return Border(
             name=f"part {part + 1} (rank {world.rank}), {direction} part {other + 1} (rank {world.owner[other]})",
             group=world.edge(before),
@@ -103,9 +123,12 @@ class Chain:
             batch=batch,
             packets=count,
             depth=world.config.depth,
-            timeout_s=timeout_s,
+            timeout_s=timeout_s or world.config.timeout_s,
             device=world.device,
             staged=world.staged,
             pulse=world.pulse,
             wire=wire,
         )
+
+    def _crosses(self, border: int) -> bool:
+        return self.world.owner[border] != self.world.owner[border + 1]

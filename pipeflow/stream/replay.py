@@ -1,16 +1,20 @@
-"""An outbox that remembers: what crossed a border since the run last paused can cross it again.
+"""An outbox that remembers: what crossed a border since the segment began can cross it again.
 
-Where the process behind a border is lost, what it had received is lost with it, and the parts before the border cannot
+Where the process after a border is lost, what it had received is lost with it, and the parts before the border cannot
 compute it again, since they have learned meanwhile. What they sent is all that it depended on (in a Kahn network;
 "upstream backup" in stream processing), so sending that once more gives the same bits.
 """
 
+from collections.abc import Sequence
+
 from ..errors import LostError
 from ..flow import Packet
+from .chain import Links
 from .links import Discard, Outbox
+from .process_links import ProcessInbox, ProcessOutbox
 
 
-class Backlog:
+class ReplayOutbox:
     """The sending end of a border whose other end may be lost and come back; keeps every packet in host memory."""
 
     def __init__(self) -> None:
@@ -19,16 +23,12 @@ class Backlog:
         self._taken = 0
         self._lost: LostError | None = None
 
-    def leave(self) -> None:
-        """Lets go of the link."""
-        self._outbox, self._lost = Discard(), None
-
-    def open(self, outbox: Outbox, taken: int) -> "Backlog":
+    def open(self, outbox: Outbox, taken: int) -> None:
         """Goes on over another link.
 
         Args:
             outbox: the link; opened for what is still to come.
-            taken: how many packets the other end has done; those behind it are sent again, or are yet to be made.
+            taken: how many packets the other end has done; those after it are sent again, or are yet to be made.
 
         Raises:
             LostError: the other end is lost again.
@@ -36,10 +36,9 @@ class Backlog:
         self._outbox, self._taken, self._lost = outbox, taken, None
         for packet in self._packets[taken:]:
             outbox.send(packet)
-        return self
 
     def send(self, packet: Packet) -> None:
-        """Keeps the packet, and sends it unless the other end has it. A loss is told by `check`, behind the batch."""
+        """Keeps the packet, and sends it unless the other end has it; `check` raises a LostError after the batch."""
         self._packets.append(Packet(packet.z.to("cpu", copy=True), packet.logp.to("cpu", copy=True)))
         if len(self._packets) > self._taken and self._lost is None:
             try:
@@ -56,6 +55,41 @@ class Backlog:
         """Blocks until everything sent has been taken."""
         self._outbox.close(early)
 
+    def abort(self) -> None:
+        """Gives the link up, and keeps the packets."""
+        if isinstance(self._outbox, ProcessOutbox):
+            self._outbox.abort()
+        self._outbox, self._lost = Discard(), None
+
     def in_flight(self) -> int:
         """Packets sent and not yet taken."""
         return self._outbox.in_flight()
+
+
+def with_replay(links: Links, replays: dict[int, ReplayOutbox], done: Sequence[int]) -> Links:
+    """The links just opened, with a ReplayOutbox before other processes, which sends again what was lost.
+
+    Args:
+        links: of this process's parts.
+        replays: those of the segment so far, by position; new ones are added.
+        done: how many batches of the segment each part has done.
+
+    Raises:
+        LostError: another process is lost again.
+    """
+    remembered: Links = []
+    for position, inbox, outbox in links:
+        if isinstance(outbox, ProcessOutbox):
+            replay = replays.setdefault(position, ReplayOutbox())
+            replay.open(outbox, done[position + 1])
+            outbox = replay
+        remembered.append((position, inbox, outbox))
+    return remembered
+
+
+def abort(links: Links) -> None:
+    """Gives up the links to other processes, with what is on its way: a process is lost."""
+    for _, inbox, outbox in links:
+        for link in (inbox, outbox):
+            if isinstance(link, (ProcessInbox, ProcessOutbox, ReplayOutbox)):
+                link.abort()

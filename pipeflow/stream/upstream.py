@@ -5,50 +5,24 @@ its latents take the same borders in the other direction, over the same kind of 
 transfer has a deadline, and a neighbour that is gone is a `LostError` with its rank.
 """
 
-from ..flow import Packet
 from .chain import Chain
-from .links import Border, Discard, Inbox, Outbox, ProcessInbox, ProcessOutbox
+from .links import Discard, Inbox, Outbox
+from .process_links import ProcessInbox, ProcessOutbox
 
 
-class NoInbox:
-    """The inbox of the process that holds the last part, which draws its latents itself."""
-
-    def recv(self) -> Packet:
-        """Never called."""
-        raise AssertionError("nothing comes from behind the last part")
-
-    def close(self, early: bool = False) -> None:
-        """Nothing to wait for."""
-
-
-def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox, Outbox]:
+def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox | None, Outbox]:
     """Opens this process's links for `count` packets of `batch` latents; every process of the chain must call it.
 
     Args:
         chain: the parts, over the processes that hold them.
-        batch: latents a packet; the log-likelihoods beside them are not used.
+        batch: latents per packet; the log-likelihoods beside them are not used.
         count: packets, at least 1.
 
     Returns:
-        The link from the process after this one, and the link to the process before it.
+        The link from the process after this one, None for the last; and the link to the process before it.
     """
-    world = chain.world
-    first, last = world.mine[0], world.mine[-1]
-
-    def link(border: int, other: int, direction: str) -> Border:
-        return Border(
-            name=f"{world.place()}, {direction} {world.place(world.owner[other])}",
-            group=world.edge(border),
-            peer=world.owner[other],
-            event=chain.events[border],
-            batch=batch,
-            packets=count,
-            depth=world.config.depth,
-            timeout_s=world.config.timeout_s,
-            device=world.device,
-            staged=world.staged,
-            pulse=world.pulse,
-        )
-
-    inbox: Inbox = NoInbox() if last == len(chain.events) - 1 else ProcessInbox(link(last, last + 1, "from"))
-    return inbox, Discard() if first == 0 else ProcessOutbox(link(first - 1, first - 1, "to"))
+    first, last = chain.world.mine[0], chain.world.mine[-1]
+    inbox: Inbox | None = None
+    if last < len(chain.events) - 1:
+        inbox = ProcessInbox(chain.border(last, last + 1, "from", batch, count))
+    return inbox, ProcessOutbox(chain.border(first, first - 1, "to", batch, count)) if first else Discard()

@@ -41,7 +41,7 @@ class Ledger:
         return self.parts[-1]["bits_per_dim"] if self.complete else None
 
     def table(self) -> str:
-        """For people: a line a part."""
+        """For people: one line per part."""
         lines = [f"  dequantisation {self.dequantisation:9.4f}"] if self.dequantisation else []  # none for points
         for number, part in enumerate(self.parts, 1):
             label = "model" if self.complete and number == len(self.parts) else f"flow truncated behind part {number}"
@@ -56,7 +56,7 @@ def evaluate(
     chain: Chain,
     slices: Mapping[int, Truncated],
     images: np.ndarray,
-    pixels: Space,
+    space: Space,
     seed: int,
     batch: int,
     last: int,
@@ -69,50 +69,50 @@ def evaluate(
         chain: the borders.
         slices: position → part with its prior, of this process.
         images: (N, H, W, C) uint8, scored once each; the last batch may be short.
-        pixels: what they look like.
+        space: what they look like.
         seed: of the dequantisation noise.
         batch: images a packet.
         last: position of the last part to evaluate.
     """
     sums: dict[int, defaultdict[str, float]] = {part: defaultdict(float) for part in chain.mine(last)}
-    grid = chain.world.grid
-    mine = share(len(images), batch, chain.world.replica, grid.replicas)
-    whole, rest = divmod(len(images), batch)
-    # The short batch is the last replica's; the others lay no links for it.
-    runs = [(mine.start, len(mine) // batch, batch)] * bool(whole)
-    runs += [(whole * batch, int(len(mine) % batch > 0), rest)] * bool(rest)
-    for first, count, size in runs:
+    world = chain.world
+    for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
         index = torch.arange(first, first + count * size)
-        head = InOrder(images, index, pixels, seed, Purpose.EVALUATE, size, chain.world.device)
-        ends = chain.lay(head, size, count, last)
+        head = InOrder(images, index, space, seed, Purpose.EVALUATE, size, world.device)
+        links = chain.open_links(head, size, count, last)
         for _ in range(count):
-            chain.world.pulse.beat()
-            for part, inbox, outbox in ends:
-                truncated = slices[part]
+            world.pulse.beat()
+            for part, inbox, outbox in links:
                 with torch.no_grad():
-                    packet, entries = truncated.part.ledger(inbox.recv())
+                    packet, entries = slices[part].part.ledger(inbox.recv())
                     outbox.send(packet.sealed())
-                    entries["prior"] = truncated.prior.log_prob(packet.z).double()
+                    entries["prior"] = slices[part].prior.log_prob(packet.z).double()
                 for entry, logp in entries.items():
                     sums[part][entry] += logp.sum().item()
-        close(ends)
-    totals: dict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for sums_of_rank in chain.world.gather(sums):
-        for part, entries in sums_of_rank.items():
-            for entry, nats in entries.items():
+        close(links)
+    totals: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for sums_of_process in world.gather(sums):
+        for part, by_entry in sums_of_process.items():
+            for entry, nats in by_entry.items():
                 totals[int(part)][entry] += nats
-    return _ledger(totals, len(images), pixels, last == len(chain.events) - 1)
+    return _ledger(totals, len(images), space, last == len(chain.events) - 1)
 
 
-def _ledger(totals: Mapping[int, Mapping[str, float]], images: int, pixels: Space, complete: bool) -> Ledger:
-    dequantisation = math.log2(pixels.n)
-    running = dequantisation
+def _equal_batches(images: int, batch: int, replica: int, replicas: int) -> list[tuple[int, int, int]]:
+    """A replica's share of the images as (first image, batches, images per batch), the same number in all replicas.
+
+    The short batch at the end is the last replica's; the others have none of it.
+    """
+    shared, (full, rest) = share(images, batch, replica, replicas), divmod(images, batch)
+    batches = [(shared.start, len(shared) // batch, batch)] * bool(full)
+    return batches + [(full * batch, int(len(shared) % batch > 0), rest)] * bool(rest)
+
+
+def _ledger(totals: Mapping[int, Mapping[str, float]], images: int, space: Space, complete: bool) -> Ledger:
+    dequantisation = running = math.log2(space.n)
     parts = []
-    for part in sorted(totals):
-        bits = {
-            entry: pixels.bits_per_dim(totals[part].get(entry, 0.0) / images)
-            for entry in ("log_det", "split_prior", "prior")
-        }
+    for _, nats in sorted(totals.items()):
+        bits = {name: space.bits_per_dim(nats.get(name, 0.0) / images) for name in ("log_det", "split_prior", "prior")}
         running += bits["log_det"] + bits["split_prior"]
         parts.append(bits | {"bits_per_dim": running + bits["prior"]})
     return Ledger(images, dequantisation, parts, complete)

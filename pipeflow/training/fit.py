@@ -15,7 +15,7 @@ from .pauses import Pauses
 from .phase import Phase
 from .prepare import come_back, prepare
 from .recorder import Record
-from .recovery import forget
+from .snapshot import remove_snapshots
 from .state import State
 
 
@@ -70,7 +70,7 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
     record = Record(state, borders[-1])
     saver = Saver(world, run.directory.path, run.config.checkpoint, progress.step)
     if not returned:
-        forget(state)
+        remove_snapshots(state)
     pauses = Pauses(state, record, saver)
     for number in range(len(progress.ended) + 1, len(borders)):
         begin, end = borders[number - 1 : number + 1]
@@ -85,7 +85,7 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
         if cause and end < borders[-1]:
             raise StopRequested(end, cause)
     ledger = pauses.ledger()
-    forget(state)
+    remove_snapshots(state)
     return record.ends(ledger)
 
 

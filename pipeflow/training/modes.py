@@ -13,7 +13,7 @@ from ..data import Batches
 from ..distributed import others_answer
 from ..stage import BaseStage, Report
 from ..storage import END_TO_END, part_stream
-from ..stream import Discard, Ends
+from ..stream import Discard, Links
 from .actnorm_init import start
 from .stages import StageBuilder
 from .state import State
@@ -36,15 +36,13 @@ class Mode(ABC):
 
     Attributes:
         names: of all stages of the run, by position, as metrics call them.
-        positions: of the stages of this process.
-        recorded: positions of the stages whose metrics this process writes.
+        keeps_record: whether this process writes the metrics of its stages.
         waits_for_others: whether processes average gradients within a tick.
-        stages: position → stage; empty before `enter`.
+        stages: position → stage of this process; empty before `enter`.
     """
 
     names: list[str]
-    positions: Sequence[int]
-    recorded: Sequence[int]
+    keeps_record: bool
     waits_for_others: bool
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
@@ -56,7 +54,7 @@ class Mode(ABC):
         """Brings the weights to where this mode trains them, and builds the stages; every process must call it."""
 
     @abstractmethod
-    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
         """(position, inbox, outbox) of the stages of this process that take part in a segment; all must call it.
 
         Args:
@@ -90,19 +88,18 @@ class ByParts(Mode):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
         self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
-        self.positions = self.world.mine
-        self.recorded = self.world.mine if self.world.replica == 0 else []
+        self.keeps_record = self.world.replica == 0  # replicas are equal
         self.waits_for_others = self.world.grid.replicas > 1
 
     def enter(self) -> None:
         split(self.state)
         self.stages = {part: self._stage(part) for part in self.world.mine}
 
-    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
         config, replicas = self.state.run.config, self.world.grid.replicas
         head = self._head(segment.start + done[0], (self.world.replica, replicas))
         batch, wire = config.data.batch // replicas, config.parallel.wire
-        return self.state.run.chain.lay(head, batch, segment.steps, max(segment.learners), done, wire)
+        return self.state.run.chain.open_links(head, batch, segment.steps, max(segment.learners), done, wire)
 
     def _stage(self, part: int) -> BaseStage:
         stage = self.builder.stage(self.state.weights.slices[part], part)
@@ -116,10 +113,9 @@ class EndToEnd(Mode):
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
-        self.names, self.positions = [END_TO_END], [0]
-        self.recorded = [0] if self.world.rank == 0 else []
+        self.names, self.keeps_record = [END_TO_END], self.world.rank == 0
 
-    def links(self, segment: Segment, done: Sequence[int]) -> Ends:
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
         return [(0, self._head(segment.start, self._share()), Discard())]
 
     def _share(self) -> tuple[int, int]:
@@ -133,11 +129,9 @@ class Replicated(EndToEnd):
     """Every process holds the whole model and averages its gradients with the others (DDP)."""
 
     def enter(self) -> None:
-        weights = self.state.weights
-        join(self.state)
-        assert weights.joined is not None
+        joined = join(self.state)
         self._start_all_parts()
-        stage = self.builder.averaged(self.builder.stage(weights.joined, 0), "everyone")
+        stage = self.builder.averaged(self.builder.stage(joined, 0), "everyone")
         self.stages = {0: self.builder.replayed(stage, self.world.size)}
 
 
@@ -145,12 +139,9 @@ class Sharded(EndToEnd):
     """Weights, gradients and moments are spread over all processes (FSDP); each also keeps slices of its own."""
 
     def enter(self) -> None:
-        weights = self.state.weights
         split(self.state)
         self._start_all_parts()
-        join(self.state, sharded=True)
-        assert weights.joined is not None
-        self.stages = {0: self.builder.stage(weights.joined, 0)}
+        self.stages = {0: self.builder.stage(join(self.state, sharded=True), 0)}
 
     def collect(self) -> None:
         update = self.stages[0].update

@@ -29,7 +29,7 @@ class Monitor:
 
     Args:
         state: the run.
-        mode: of the phase.
+        mode: of the phase, entered.
         number: of the phase in the run, from 1.
         begin: step of the run at which the phase begins.
         steps: length of the phase.
@@ -42,13 +42,14 @@ class Monitor:
         run, step = state.run, state.progress.step
         self._rank, self._max_bad_steps = run.world.rank, run.config.max_bad_steps
         self._names, self._number, self._begin = mode.names, number, begin
-        self._streams = {at: Stream(run.directory.stream(mode.names[at])) for at in mode.recorded}
-        self._boards = {at: Board(run.directory.tensorboard(mode.names[at]), step) for at in mode.recorded}
+        recorded = mode.stages if mode.keeps_record else ()
+        self._streams = {at: Stream(run.directory.stream(mode.names[at])) for at in recorded}
+        self._boards = {at: Board(run.directory.tensorboard(mode.names[at]), step) for at in recorded}
         self._bars = ProgressBars(run.world, mode.names, steps, run.config.data.batch)
         self._unread: deque[_Tick] = deque()
-        self._bad_in_a_row = dict.fromkeys(mode.positions, 0)
-        self._last_finite = dict.fromkeys(mode.positions, float("nan"))
-        self.lag = 2 * len(mode.positions) if run.world.device.type == "cuda" else 0
+        self._bad_in_a_row = dict.fromkeys(mode.stages, 0)
+        self._last_finite = dict.fromkeys(mode.stages, float("nan"))
+        self.lag = 2 * len(mode.stages) if run.world.device.type == "cuda" else 0
 
     def take(self, position: int, step: int, turn: int, report: Report) -> None:
         """Takes in the report of one stage on one batch, to be read later."""

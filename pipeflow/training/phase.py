@@ -5,14 +5,14 @@ Its mode (modes.py) says which stages there are and what they are connected to; 
 
 from ..config import Segment, multiples, phase_steps, segments, stops, turns
 from ..distributed import Stop, say
-from ..errors import LostError, StopRequested
+from ..errors import StopRequested
 from ..stream import close
 from .actnorm_init import start
 from .modes import choose_mode
 from .monitor import Monitor
 from .pauses import Pauses
 from .progress import Stopwatch
-from .recovery import Rejoin
+from .recovery import NoRecovery, choose_recovery
 from .state import State
 
 
@@ -86,22 +86,14 @@ class Phase:
 
     def train(self, segment: Segment, pauses: Pauses) -> bool:
         """Trains one segment, again after a lost process has rejoined; True if the run was asked to stop in it."""
-        with Rejoin(self.state, self.number, segment, self.progress.elapsed) as rejoin:
-            while True:
-                try:
-                    return self._loop(segment, rejoin, pauses)
-                except LostError as error:
-                    lost = error
-                # Sockets close when nobody holds on to them, and by that the others notice.
-                for stage in self.mode.stages.values():
-                    stage.disconnect()
-                rejoin.again(lost, self.progress.step - segment.start)
+        recovery = choose_recovery(self.state, self.number, segment)
+        return recovery.train(lambda: self._loop(segment, recovery, pauses))
 
-    def _loop(self, segment: Segment, rejoin: Rejoin, pauses: Pauses) -> bool:
+    def _loop(self, segment: Segment, recovery: NoRecovery, pauses: Pauses) -> bool:
         """What is left of a segment, batch by batch, through every stage of this process that takes part."""
         world, progress, last = self.world, self.progress, segment.start + segment.steps
-        self.stop.reached = segment.start + max(rejoin.done)
-        links = rejoin.remember(self.mode.links(segment, rejoin.done))
+        self.stop.reached = segment.start + max(recovery.done)
+        links = recovery.take(self.mode.links(segment, recovery.done))
         for position, inbox, outbox in links:
             self.mode.stages[position].connect(inbox, outbox)
         while links and progress.step < last and not self.stop.after(progress.step):
@@ -113,7 +105,7 @@ class Phase:
             progress.step = step
             self.monitor.read()
             world.pulse.beat()
-            rejoin.check()
+            recovery.check()
             pauses.check()
         self.monitor.flush()
         close(links, early=progress.step < last)

@@ -42,7 +42,7 @@ def come_back(world: World, config: Config, flow: Maker | None, data: Splits | N
     images, space, hashes = _load(config, flow, data)
     state = fresh(world, config, images, space, flow, hashes)
     recall(state)
-    print(f"{world.place()} is back: goes on from step {state.progress.step}", flush=True)
+    print(f"{world.describe()} is back: goes on from step {state.progress.step}", flush=True)
     return state
 
 

@@ -1,7 +1,7 @@
 """One line per part on the terminal of the first process, while a run works.
 
-Every process leaves a note of the latest figures of its parts now and
-then, and the first process draws them: control traffic of a hundred bytes, never on a data link.
+Every process leaves a note of the latest figures of its parts now and then, and the first process draws them: control
+traffic of a hundred bytes, never on a data link.
 """
 
 import sys
@@ -16,13 +16,13 @@ _EVERY_S = 0.5
 
 
 class ProgressBars:
-    """One line a part on the first process; silent where standard error is no terminal.
+    """One line per part on the first process; silent where standard error is no terminal.
 
     Args:
         world: the processes.
         names: of the lines, and of the notes that feed them: "part-1", … or "end_to_end".
         total: batches in the phase.
-        batch: images a batch.
+        batch: images per batch.
     """
 
     def __init__(self, world: World, names: list[str], total: int, batch: int) -> None:
@@ -46,10 +46,9 @@ class ProgressBars:
             text = f"{report.bits_per_dim:.4f} bits/dim, {rate:.0f} images/s, waits {100 * waits:.0f} %, "
             self._world.store.set(name, [done, f"{text}{report.in_flight} in flight"])
         if self._world.rank == 0 and now - self._drawn >= _EVERY_S:
-            self.draw()
+            self._draw()
 
-    def draw(self) -> None:
-        """Draws the latest notes of all parts."""
+    def _draw(self) -> None:
         self._drawn = time.perf_counter()
         if self._bars[0].disable:
             return

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import InOrder, Purpose
 from ..distributed import full_tensor, shard
 from ..errors import JoinError
-from ..model import bits_per_dim, build, global_state
+from ..model import Truncated, bits_per_dim, build, global_state
 from .evaluation import evaluate
 from .state import State
 
@@ -23,13 +23,16 @@ _TOLERANCE = 1e-4
 _RELATIVE_TOLERANCE = 1e-5
 
 
-def join(state: State, sharded: bool = False) -> None:
+def join(state: State, sharded: bool = False) -> Truncated:
     """Gives every process the whole model and the slices that share its modules, and all moments.
 
     Args:
         state: of parts that learned apart.
         sharded: the whole model is spread over all processes; each keeps slices of its own beside its share, which
             `take_back` brings up to date.
+
+    Returns:
+        The whole model, which is in `state.weights` as well.
 
     Raises:
         JoinError: bits/dim of the joined model differ from those of the chain of parts.
@@ -49,12 +52,13 @@ def join(state: State, sharded: bool = False) -> None:
         shard(world, joined, [step for _, step in joined.part.chain() if step.place == "step"])
     weights.slices, weights.joined = slices, joined
     weights.take_slots(gathered)
-    after = _joined_bits(state)
+    after = _joined_bits(state, joined)
     if not math.isclose(before, after, rel_tol=_RELATIVE_TOLERANCE, abs_tol=_TOLERANCE) and math.isfinite(before):
         raise JoinError(
             f"The parts do not join: {before:.6f} bits/dim by parts, {after:.6f} joined, on the same images "
             f"(step {state.progress.step}, rank {world.rank}). The run stops before it trains a wrong model."
         )
+    return joined
 
 
 def split(state: State) -> None:
@@ -106,10 +110,9 @@ def _chain_bits(state: State) -> float:
     return ledger.parts[-1]["bits_per_dim"]
 
 
-def _joined_bits(state: State) -> float:
+def _joined_bits(state: State, joined: Truncated) -> float:
     """Bits/dim of the same images, by the joined model."""
-    run, count, joined = state.run, state.run.config.data.batch, state.weights.joined
-    assert joined is not None
+    run, count = state.run, state.run.config.data.batch
     index, device = torch.arange(count), run.world.device
     head = InOrder(run.images.train, index, run.space, run.config.seed, Purpose.EVALUATE, count, device)
     with torch.no_grad():

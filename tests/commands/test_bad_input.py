@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeflow.cli import leave_the_word_to_rank_0
+from pipeflow.cli import wait_so_only_rank_0_prints
 from pipeflow.config import Config
 from pipeflow.config.parser import parse
 from pipeflow.train import main
@@ -414,5 +414,5 @@ def test_what_all_processes_find_the_first_of_a_host_says(rank, local_rank, seco
     monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    leave_the_word_to_rank_0()
+    wait_so_only_rank_0_prints()
     assert sum(slept) == seconds

@@ -84,11 +84,11 @@ def test_ranks_of_a_chain_follow_one_another():
     assert six.owner(1) == (3, 4, 5)
     assert [six.held(rank) for rank in (2, 4)] == [range(2, 3), range(1, 2)]
     assert Grid(3, 2, 2).held(2) == range(2)
-    assert [Grid(3, 2, 2).place(rank) for rank in (0, 3)] == [
+    assert [Grid(3, 2, 2).describe(rank) for rank in (0, 3)] == [
         "parts 1 to 2 of replica 1 (rank 0)",
         "part 3 of replica 2 (rank 3)",
     ]
-    assert Grid(3, 3, 1).place(1) == "part 2 (rank 1)"
+    assert Grid(3, 3, 1).describe(1) == "part 2 (rank 1)"
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])

@@ -83,7 +83,7 @@ DATA = points(240, 0), points(100, 1)
 
 def config_in(run, **others):
     settings = {
-        "run": str(run),
+        "run_dir": str(run),
         "device": "cpu",
         "flow": "vectors",
         "data": DataConfig("own", batch=24, init_batch=64),

@@ -95,7 +95,7 @@ def found_here(directory="run"):
 
 
 def test_out_leaves_the_run_directory_alone(here):
-    assert main(["--run_dir", "run", "--out", "elsewhere/plans", *SMALL, *JOINED]) == 0
+    assert main(["--", "--run_dir", "run", "--out", "elsewhere/plans", *SMALL, *JOINED]) == 0
     assert sorted(path.name for path in (here / "elsewhere/plans").iterdir()) == ["plan.json", "plan.png"]
     assert not (here / "run").exists()
 

@@ -20,8 +20,9 @@ from pipeflow.flow import Packet, StandardNormal, Step
 from pipeflow.model import Truncated
 from pipeflow.model.part import Part
 from pipeflow.stage import Report, Stage, Update
-from pipeflow.stream import Discard, ProcessOutbox
-from pipeflow.stream.links import Border, LocalLink, ProcessInbox
+from pipeflow.stream import Discard
+from pipeflow.stream.links import LocalLink
+from pipeflow.stream.process_links import Border, ProcessInbox, ProcessOutbox
 from pipeflow.training.actnorm_init import start
 from pipeflow.training.phase import Phase
 from pipeflow.training.state import fresh
@@ -46,7 +47,7 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
         phase.train(next(phase.segments), SimpleNamespace(check=lambda: None))
-        world.exchange(b"")
+        world.barrier()
         after = {s.fd: s for s in sockets()}
         deltas = [(after[fd].sent - before[fd].sent, after[fd].received - before[fd].received) for fd in before]
         found.append({"in": max(deltas, key=lambda d: d[1]), "out": max(deltas), "all": deltas})
@@ -96,7 +97,7 @@ def slow_receiver(init_method: str, packets: int, progress: Any) -> tuple[int, i
             packet = inbox.recv()
             assert packet.z[0, 0, 0, 0] == number and packet.logp[-1] == -number, "first in, first out, unharmed"
             progress.value = number + 1
-        world.exchange(b"")
+        world.barrier()
         return 0, 0
     outbox = ProcessOutbox(border(world, 0, packets))
     lead, base = 0, 0
@@ -108,7 +109,7 @@ def slow_receiver(init_method: str, packets: int, progress: Any) -> tuple[int, i
             base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
     outbox.close()
-    world.exchange(b"")
+    world.barrier()
     return lead, grown * 1024
 
 
@@ -182,7 +183,7 @@ def held_back(init_method: str, finished: Any) -> bool:
         stage.connect(ProcessInbox(at), Discard())
         assert stage.tick().updated
         finished.set()
-        world.exchange(b"")
+        world.barrier()
         return True
     waited = []
 
@@ -193,7 +194,7 @@ def held_back(init_method: str, finished: Any) -> bool:
     stage.connect(Ones(), ProcessOutbox(at))
     assert stage.tick().updated
     stage.outbox.close()
-    world.exchange(b"")
+    world.barrier()
     return waited == [True]
 
 

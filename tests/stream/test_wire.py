@@ -11,7 +11,8 @@ from pipeflow.config import Config, PhaseConfig
 from pipeflow.distributed import ParallelConfig, Pulse
 from pipeflow.flow import Packet
 from pipeflow.storage.checkpoint import load
-from pipeflow.stream.links import Border, LocalLink
+from pipeflow.stream.links import LocalLink
+from pipeflow.stream.process_links import Border
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
 

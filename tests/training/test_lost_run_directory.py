@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 # By parts until step 33, then end to end until 43; a pause every 5 and 7 steps, a checkpoint every 5.
 CASES = {
-    "removed, one process": Case(1, removed, 8, "No such file"),
+    "removed, one process": Case(1, removed, 8, "metrics/part-1.jsonl: No such file"),
     "removed, three processes": Case(3, removed, 8, "No such file"),
     "removed, last steps": Case(1, removed, 42, "No such file"),
     "a file in its place": Case(1, replaced_by_a_file, 8, ""),

@@ -48,7 +48,7 @@ def killed_before_it_keeps_anything(scene: Scene) -> None:
         time.sleep(1)  # the others have kept theirs by now
         os.kill(scene.pid(), 9)
 
-    in_a_call(scene, pipeflow.training.recovery, "_keep", act, lambda state, *_: state.progress.step)
+    in_a_call(scene, pipeflow.training.recovery, "keep_snapshot", act, lambda state, *_: state.progress.step)
 
 
 CASES = {

@@ -75,16 +75,17 @@ def assert_same_bits(run, other):
 
 def test_killed_workers_come_back_and_go_on(undisturbed, tmp_path):
     run = tmp_path / "run"
-    process = start(run, "--max-restarts=2")
-    for rank, step in [(1, 400), (2, 1000)]:
+    process = start(run, "--max-restarts=3")
+    for rank, step in [(1, 400), (2, 800), (0, 1200)]:  # rank 0 holds the lock of the run directory
         until_saved(run, process, step)
         os.kill(worker(run, rank), signal.SIGKILL)
         time.sleep(2)
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert len(re.findall(r"^goes on from .*step-\d+$", out, re.MULTILINE)) == 2, out
+    assert len(re.findall(r"^goes on from .*step-\d+$", out, re.MULTILINE)) == 3, out
     lines = [line for line in errors.splitlines() if line.startswith("pipeflow: ")]
-    assert len(lines) == 2 and "part 2 (rank 1)" in lines[0] and "part 3 (rank 2)" in lines[1], lines
+    assert len(lines) == 3, lines
+    assert "part 2 (rank 1)" in lines[0] and "part 3 (rank 2)" in lines[1] and "part 1 (rank 0)" in lines[2], lines
     assert_same_bits(run, undisturbed)
 
 

@@ -249,6 +249,17 @@ def test_the_command_line_wins_over_the_checkpoints_settings(copy):
     assert config.phases == [PhaseConfig("simultaneous", steps=5)], "a list is given whole"
 
 
+def test_a_run_without_a_checkpoint_has_the_settings_of_its_file(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 7\ncut: {scheme: explicit, parts: 2, at: [3]}\n")
+    config, resume = settle(["--run_dir", str(tmp_path), "--resume", "auto", "--cut.scheme", "balanced"])
+    assert (config.seed, config.cut.parts, resume) == (7, 3, "auto")
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    assert settle(["--run_dir", str(tmp_path), "--resume", "auto"])[0].seed == 7
+    (tmp_path / "config.yaml").write_text("cut: 5\n")
+    with pytest.raises(ValueError, match=r"With the settings of .*config\.yaml: cut is 5"):
+        settle(["--run_dir", str(tmp_path), "--resume", "auto"])
+
+
 def test_a_path_belongs_to_its_run(copy, tmp_path):
     config, resume = settle(["--resume", str(saved(copy, 12))])
     assert (Path(config.run_dir), resume) == (Path(copy.run_dir), saved(copy, 12))

@@ -17,7 +17,7 @@ from pipeflow.errors import JoinError
 from pipeflow.flow import Packet
 from pipeflow.model import CutConfig
 from pipeflow.storage import Manifest
-from pipeflow.stream.links import ProcessInbox
+from pipeflow.stream.process_links import ProcessInbox
 from pipeflow.training import fit
 from pipeflow.training.state import State
 from tests.support.processes import in_processes
@@ -55,7 +55,7 @@ def test_a_right_join_does_not(tmp_path):
 def test_bits_that_float32_cannot_tell_apart_join(tmp_path, monkeypatch, before, after, joins):
     """A run that diverges has bits/dim so large that float32 rounds them by far more than a ten-thousandth."""
     monkeypatch.setattr(pipeflow.training.switch, "_chain_bits", lambda _: before)
-    monkeypatch.setattr(pipeflow.training.switch, "_joined_bits", lambda _: after)
+    monkeypatch.setattr(pipeflow.training.switch, "_joined_bits", lambda *_: after)
     with contextlib.nullcontext() if joins else pytest.raises(JoinError):
         fit(small_config(tmp_path / "run", SWITCH))
 
@@ -84,7 +84,7 @@ def wait_for_nothing(init_method: str) -> str:
         with pytest.raises(ConnectionError) as caught:
             inbox.recv()
         message = str(caught.value)
-    world.exchange(b"")
+    world.barrier()
     return message
 
 

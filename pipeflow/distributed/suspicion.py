@@ -1,0 +1,51 @@
+"""Which of the other processes is lost, as its heartbeats tell: silent for too long, or alive and doing nothing."""
+
+import time
+
+from .heartbeat import SignOfLife, last_sign
+from .world import World
+
+MISSED = 5
+"""Heartbeats in a row without which a process counts as lost."""
+
+
+class Suspicion:
+    """What this process has seen of the others' heartbeats.
+
+    Args:
+        world: the processes.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.others = [rank for rank in range(world.size) if rank != world.rank]
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew, after this process was stopped itself and could see nothing."""
+        self._seen: dict[int, tuple[SignOfLife, float]] = {}
+        self._active: dict[int, tuple[int, float]] = {}
+
+    def look(self) -> str:
+        """What is wrong with another process; empty if nothing is.
+
+        Raises:
+            LostError: the store does not answer.
+        """
+        now, config = time.monotonic(), self.world.config
+        for rank in self.others:
+            if (sign := last_sign(self.world.store, rank)) is None:
+                continue
+            if rank not in self._seen or self._seen[rank][0] != sign:
+                self._seen[rank] = (sign, now)
+            # Before the first batch there may be a data set to be decoded, for as long as it takes.
+            excused = sign.waits_for is not None or not sign.step
+            if excused or rank not in self._active or self._active[rank][0] != sign.beats:
+                self._active[rank] = (sign.beats, now)
+            where = f"{self.world.describe(rank)}, last heard of at step {sign.step}"
+            silent, idle = now - self._seen[rank][1], now - self._active[rank][1]
+            if silent > MISSED * config.heartbeat_s:
+                return f"{where}: no sign of life for {silent:.1f} s: killed, stopped, or its host is lost"
+            if idle > config.timeout_s + 2 * config.heartbeat_s:
+                return f"{where}: hangs, nothing was done for {idle:.0f} s (parallel.timeout_s)"
+        return ""

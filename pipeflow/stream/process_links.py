@@ -1,0 +1,173 @@
+"""How packets cross a border between two processes.
+
+`dist.send` blocks until the peer takes the message and `dist.recv` until it comes, so a stage built on them computes
+and communicates in turns. A `ProcessOutbox` keeps up to `depth` sends in flight and a `ProcessInbox` one receive posted
+ahead; memory stays bounded, since buffers are made once and the sender waits for its oldest. A link is opened for a
+number of packets of one known shape, so it needs no headers, and only the transport's acknowledgements return. Where a
+run is asked to stop fewer cross: then a last message, which nobody looks at, answers the receive posted ahead.
+
+What guards a buffer: before the sender writes into one, it waits for the transfer that has used it; of the two that are
+received into, one is posted again when the next packet is taken from the other. On the CPU the host does all of this in
+order. NCCL's `wait` holds back the stream in use, not the host, and its transfers wait for what that stream was given,
+so the same order holds on the device. Through pinned memory the transport is the host's, and copies have a stream of
+their own, with events before and behind them (pinned_staging.py).
+
+A link may carry latents in fewer bits than they are computed in. A `LocalLink` rounds them just as well, so that what
+is learned does not depend on which borders lie between processes; the log-likelihood is never rounded.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..distributed import Pulse, bytes_per_image, lost_error
+from ..flow import Event, Packet
+from .pinned_staging import Direct, Staged
+
+
+class Border(NamedTuple):
+    """One end of a border between two processes, and what crosses it.
+
+    Attributes:
+        name: as errors call this end, such as "part 2 (rank 1), from part 1 (rank 0)".
+        group: of the two processes.
+        peer: global rank of the other end.
+        event: shape of a latent.
+        batch: images per packet.
+        packets: how many cross before the link closes.
+        depth: sends in flight.
+        timeout_s: how long a packet that is due may take.
+        device: where packets are made and used.
+        staged: packets travel through pinned host memory.
+        pulse: of this process, which says for whom it waits.
+        wire: dtype of latents on their way.
+    """
+
+    name: str
+    group: Any
+    peer: int
+    event: Event
+    batch: int
+    packets: int
+    depth: int
+    timeout_s: float
+    device: torch.device
+    staged: bool
+    pulse: Pulse
+    wire: torch.dtype = torch.float32
+
+    def buffer(self) -> Tensor:
+        """One contiguous buffer of bytes for logp and z."""
+        size = self.batch * bytes_per_image(self.event, self.wire)
+        if self.staged:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def packet(self, buffer: Tensor) -> Packet:
+        """The buffer seen as a packet, z (B, *event) in the dtype of the wire, logp (B,) float32."""
+        logp, z = buffer[: 4 * self.batch], buffer[4 * self.batch :]
+        return Packet(z.view(self.wire).view(self.batch, *self.event), logp.view(torch.float32))
+
+    def staging(self, ring: Sequence[Tensor] = ()) -> Direct | Staged:
+        """What lies between the device and the transport; `ring`: the buffers that are received into."""
+        return Staged(self.device, ring) if self.staged else Direct(ring)
+
+    def wait(self, work: Any, number: int) -> None:
+        """Waits for a transfer, or raises LostError with the border's name and the packet's number."""
+        with self.pulse.waiting(self.peer):
+            self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+
+    def start(self, transfer: Callable[..., Any], buffer: Tensor, number: int) -> Any:
+        """Starts `dist.isend` or `dist.irecv` of a buffer."""
+        return self._attempt(lambda: transfer(buffer, self.peer, group=self.group), number)
+
+    def _attempt(self, action: Callable[[], Any], number: int) -> Any:
+        try:
+            return action()
+        except RuntimeError as error:
+            sentence = f"{self.name}: packet {number} of {self.packets} did not pass"
+            raise lost_error(sentence, error, self.peer) from error
+
+
+class ProcessOutbox:
+    """The sending end of a border between two processes."""
+
+    def __init__(self, border: Border) -> None:
+        self._border = border
+        self._buffers = [border.buffer() for _ in range(min(border.depth, border.packets))]
+        self._staging = border.staging()
+        self._works: deque[Any] = deque()
+        self._sent = 0
+
+    def send(self, packet: Packet) -> None:
+        """Copies the packet into a free buffer and starts its transfer; waits for the oldest if none is free."""
+        assert self._sent < self._border.packets, "more packets than the link was opened for"
+        if len(self._works) == len(self._buffers):
+            self._border.wait(self._works.popleft(), self._sent - len(self._buffers) + 1)
+        buffer = self._buffers[self._sent % len(self._buffers)]
+        slot = self._border.packet(buffer)
+        assert packet.z.shape == slot.z.shape and packet.z.dtype == torch.float32, (packet.z.shape, slot.z.shape)
+        self._staging.send(packet, slot)
+        self._sent += 1
+        self._works.append(self._border.start(dist.isend, buffer, self._sent))
+
+    def close(self, early: bool = False) -> None:
+        """Waits until every packet has been taken."""
+        assert early or self._sent == self._border.packets, f"{self._sent} of {self._border.packets} packets were sent"
+        if self._sent < self._border.packets:
+            self._works.append(self._border.start(dist.isend, self._border.buffer(), self._sent + 1))
+        while self._works:
+            self._border.wait(self._works.popleft(), self._sent - len(self._works))
+
+    def abort(self) -> None:
+        """Gives up what is on its way, and the connection: the other end is lost. The link cannot be used again."""
+        self._works.clear()
+        self._border = self._border._replace(group=None)
+
+    def in_flight(self) -> int:
+        """Sends that have not completed."""
+        return sum(not work.is_completed() for work in self._works)
+
+
+class ProcessInbox:
+    """The receiving end. A packet is valid until the next `recv`, which hands its buffer to the transport again."""
+
+    def __init__(self, border: Border) -> None:
+        self._border = border
+        self._buffers = [border.buffer() for _ in range(min(2, border.packets))]
+        self._staging = border.staging(self._buffers)
+        self._received = 0
+        self._posted = self._post() if border.packets else None
+
+    def close(self, early: bool = False) -> None:
+        """Waits for the receive that was posted ahead, if there is one."""
+        assert early or self._received == self._border.packets, (
+            f"{self._received} of {self._border.packets} packets were taken"
+        )
+        if self._received < self._border.packets:
+            self._border.wait(self._posted, self._received + 1)
+
+    def abort(self) -> None:
+        """Gives up what is on its way, and the connection: the other end is lost. The link cannot be used again."""
+        self._posted = None
+        self._border = self._border._replace(group=None)
+
+    def recv(self) -> Packet:
+        """The next packet; the receive after it is posted before this one is used, never past the last."""
+        border, number = self._border, self._received
+        assert number < border.packets, "more packets than the link was opened for"
+        border.wait(self._posted, number + 1)
+        self._received += 1
+        if self._received < border.packets:
+            self._posted = self._post()
+        packet = border.packet(self._staging.recv(number % 2))
+        return Packet(packet.z.float(), packet.logp)
+
+    def _post(self) -> Any:
+        self._staging.free(self._received % 2)
+        return self._border.start(dist.irecv, self._buffers[self._received % 2], self._received + 1)
