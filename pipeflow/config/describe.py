@@ -4,8 +4,6 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from functools import reduce
-from operator import getitem
 from typing import Any, NamedTuple
 
 import yaml
@@ -27,8 +25,11 @@ def describe() -> list[Setting]:
     """Every setting; a group, such as "glow", stands before its own. Defaults are those of the quickstart."""
     rows, quickstart = [], Config().as_dict()
     for name, field, owner in members(Config):
-        group = name.rpartition(".")[0]
-        default = field.default if group in ("", "phases") else reduce(getitem, name.split("."), quickstart)
+        default: Any = field.default
+        if "." in name and not name.startswith("phases."):
+            default = quickstart
+            for step in name.split("."):
+                default = default[step]
         text = (
             ""
             if default is dataclasses.MISSING
