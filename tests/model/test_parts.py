@@ -244,7 +244,7 @@ def test_cut_config_errors(settings, message):
 
 @pytest.mark.parametrize("name", ["levels", "steps", "hidden"])
 def test_glow_config_errors(name):
-    with pytest.raises(ValueError, match=rf"glow.{name} is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=rf"glow.{name} is 0; it must be a whole number of at least 1"):
         GlowConfig(**{name: 0})
 
 

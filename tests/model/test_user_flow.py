@@ -402,7 +402,7 @@ def refused(config, flow, data, *fragments, resume=None):
     [
         (["--data.batch", "300"], "data.batch is 300, but own has only 240"),
         (["--flow", "glow"], "A flow is handed over"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml is no file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml is no file that can be read"),
         (["--resume", "nowhere"], "nowhere is no checkpoint"),
     ],
 )

@@ -59,5 +59,5 @@ def test_it_goes_on_with_what_it_knows_of_its_own():
 
 @pytest.mark.parametrize("decay", ["0", "1", "-0.5", "2"])
 def test_a_decay_lies_between_0_and_1(decay):
-    with pytest.raises(ValueError, match=r"ema is .*; a decay lies between 0 and 1"):
+    with pytest.raises(ValueError, match=r"ema is .*; it must be a number between 0 and 1"):
         parse(["--ema", decay])
