@@ -1,4 +1,4 @@
-"""pipeflow: normalizing flows trained by parts, each part its own process, nothing sent backward."""
+"""pipeflow: normalizing flows trained by parts, each part its own process; by parts, nothing is sent backward."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .data import DataConfig
     from .distributed import ParallelConfig
     from .inference import export, load
-    from .model import CutConfig, Flow, Glow, GlowConfig
+    from .model import CutConfig, Flow, Glow, GlowConfig, HeadConfig, UserFlow
     from .storage import CheckpointConfig
     from .training import fit
 
@@ -21,8 +21,10 @@ __all__ = [
     "Flow",
     "Glow",
     "GlowConfig",
+    "HeadConfig",
     "ParallelConfig",
     "PhaseConfig",
+    "UserFlow",
     "export",
     "fit",
     "load",
@@ -30,7 +32,7 @@ __all__ = [
 
 _HOME = {"DataConfig": "data", "ParallelConfig": "distributed", "CheckpointConfig": "storage", "fit": "training"}
 _HOME |= dict.fromkeys(["Config", "EndToEndConfig", "PhaseConfig"], "config")
-_HOME |= dict.fromkeys(["CutConfig", "Flow", "Glow", "GlowConfig"], "model")
+_HOME |= dict.fromkeys(["CutConfig", "Flow", "Glow", "GlowConfig", "HeadConfig", "UserFlow"], "model")
 _HOME |= dict.fromkeys(["export", "load"], "inference")
 
 
