@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="pipeflow",
     version="0.1.0",
-    description="Normalizing flows trained by parts: a pipeline over torch.distributed; training by parts sends nothing backward.",
+    description="Normalizing flows trained by parts, each its own process; training by parts sends nothing backward.",
     packages=find_packages(include=["pipeflow", "pipeflow.*"]),
     package_data={"pipeflow.reporting": ["templates/*.jinja"]},
     python_requires=">=3.11",
