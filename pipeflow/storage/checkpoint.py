@@ -82,10 +82,14 @@ def prune(run: Path, keep: int) -> None:
     best = min(scores, key=lambda step: scores[step], default=None)
     for step in steps[:-keep]:
         if step != best:
-            directory = RunDirectory(run).checkpoint(step)
-            removed = directory.with_name(directory.name + ".removed")
-            directory.rename(removed)  # so that half of it is never taken for a checkpoint
-            shutil.rmtree(removed, ignore_errors=True)
+            discard(RunDirectory(run).checkpoint(step))
+
+
+def discard(directory: Path) -> None:
+    """Removes a checkpoint; half of it is never taken for one."""
+    removed = directory.with_name(directory.name + ".removed")
+    directory.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def verify(directory: Path) -> Manifest:
