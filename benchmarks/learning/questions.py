@@ -15,7 +15,7 @@ for every recipe, three seeds each, in one process (the same to the last bit as 
    some are better by chance, so it is then compared with no change on seeds that were not used to choose.
 5. On CIFAR-10 (JPEG), one seed: the recipe, the other schedules, and the changes that were worse on the digits.
 
-Changes are compared with no change seed by seed. Settings are chosen by the test split.
+Changes are compared with no change seed by seed. Settings are chosen by the test split: there is no validation split.
 The runs stay in --runs: one that was interrupted goes on.
 """
 
