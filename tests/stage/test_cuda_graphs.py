@@ -77,9 +77,13 @@ def recorder_of(device):
 
 
 def held(stage):
-    """Weights, moments and averages, as they are now."""
+    """Weights, moments and averages, as they are now.
+
+    Detached: a clone with a graph would keep the parameters' nodes alive on the default stream, and a capture that meets
+    such a node fails.
+    """
     found = dict(stage.update.named) | stage.update.moments() | stage.update.average.values
-    return {name: tensor.clone() for name, tensor in found.items()}
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
