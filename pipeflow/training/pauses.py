@@ -30,7 +30,7 @@ class Pauses:
         run, progress = self._state.run, self._state.progress
         slices, images, config = self._state.weights.slices, run.images.test, run.config
         last = max(progress.learned)
-        ledger = evaluate(run.chain, slices, images, run.space, config.seed, config.data.batch, last)
+        ledger = evaluate(run.chain, slices, images, run.space, config.seed, run.packet_images, last)
         self._evaluated = progress.step, ledger
         self._record.evaluated(ledger)
 
