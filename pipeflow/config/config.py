@@ -65,7 +65,8 @@ class Config:
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
         ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
-        eval_every: epochs between two evaluations on the test split; also at the end of every phase.
+        eval_every: epochs between two evaluations on the test split, or on the validation split where the data have one
+            (data.validation); also at the end of every phase.
         max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
     """
 

@@ -1,7 +1,7 @@
 """Images and points as packets of the flow; randomness that depends on counters alone."""
 
 from .batches import Batches, ImageArray, InOrder, fetch, resident, share
-from .datasets import ImageSet, SourceName, outline
+from .datasets import ImageSet, SourceName, Split, outline
 from .image_decoding import Images
 from .image_grid import save_sheet, sheet_png
 from .pixels import Pixels
@@ -24,6 +24,7 @@ __all__ = [
     "Purpose",
     "SourceName",
     "Space",
+    "Split",
     "Splits",
     "check_enough",
     "fetch",

@@ -56,7 +56,7 @@ class EagerStep:
         loss = bits_per_dim(nll, self._dims).mean()
         self._update.optimizer.zero_grad()
         torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
-        norm = nn.utils.get_total_norm(self._update.gradients())
-        finite = full_tensor(norm).isfinite()
+        norm = full_tensor(nn.utils.get_total_norm(self._update.gradients()))
+        finite = norm.isfinite()
         self._update(norm, finite)
         return loss, finite

@@ -20,7 +20,7 @@ class Run:
     Attributes:
         world: the processes.
         config: the settings, with an explicit cut if it was measured.
-        images: the training and the test split.
+        images: the training, the test and maybe a validation split.
         space: what an image, or a point, looks like.
         flow: makes the steps of a flow that a script has handed over; None for a Glow.
         script_hashes: short hashes of what a script has handed over: "flow", "data".
