@@ -54,6 +54,8 @@ class Config:
             nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
             alone (invert).
+        deterministic: only kernels that give the same bits every time, which may be slower; on a GPU no equal bits are
+            promised without it. The CPU gives them always.
         flow: "glow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
         data: which images, and how they enter.
@@ -76,6 +78,7 @@ class Config:
     compile: Compile = "none"
     cuda_graphs: bool = False
     activations: Activations = "keep"
+    deterministic: bool = False
     flow: str = "glow"
     glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
     data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
