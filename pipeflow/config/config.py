@@ -63,7 +63,8 @@ class Config:
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
         ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
-        eval_every: epochs between two evaluations on the test split; also at the end of every phase.
+        eval_every: epochs between two evaluations on the test split, or on the validation split where the data have one
+            (data.validation); also at the end of every phase.
         max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
     """
 
@@ -106,6 +107,11 @@ class Config:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
+        if self.cuda_graphs and self.data.batch % self.parallel.micro_batches:
+            raise ValueError(
+                f"cuda_graphs is on, but {self.parallel.micro_batches} micro-batches (parallel.micro_batches) of "
+                f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
+            )
         if self.flow != "glow":  # how many flow steps it has, only the script knows
             return
         flow_steps = self.glow.levels * self.glow.steps
@@ -125,6 +131,11 @@ class Config:
             raise ValueError(
                 f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
                 f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
+            )
+        if self.parallel.micro_batches > self.data.batch // sharers:
+            raise ValueError(
+                f"parallel.micro_batches is {self.parallel.micro_batches}, but {sharers} {kind} that share a batch of "
+                f"{self.data.batch} images (data.batch) have {self.data.batch // sharers} each."
             )
         if pipelined:
             micro_batches(self.end_to_end.micro_batches, self.data.batch // replicas, size // replicas)

@@ -48,7 +48,7 @@ class Border(NamedTuple):
         group: of the two processes.
         peer: global rank of the other end.
         event: shape of a latent.
-        batch: images per packet.
+        sizes: images per packet, of one packet after another, again and again.
         packets: how many cross before the link closes.
         depth: sends in flight.
         timeout_s: how long a packet that is due may take, from when it is waited for.
@@ -62,7 +62,7 @@ class Border(NamedTuple):
     group: Any
     peer: int
     event: Event
-    batch: int
+    sizes: tuple[int, ...]
     packets: int
     depth: int
     timeout_s: float
@@ -72,16 +72,22 @@ class Border(NamedTuple):
     wire: torch.dtype = torch.float32
 
     def buffer(self) -> Tensor:
-        """One contiguous buffer of bytes for logp and z."""
-        size = self.batch * bytes_per_image(self.event, self.wire)
+        """One contiguous buffer of bytes for logp and z of the largest packet."""
+        size = max(self.sizes) * bytes_per_image(self.event, self.wire)
         if self.staged:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
-    def packet(self, buffer: Tensor) -> Packet:
-        """The buffer seen as a packet, z (B, *event) in the dtype of the wire, logp (B,) float32."""
-        logp, z = buffer[: 4 * self.batch], buffer[4 * self.batch :]
-        return Packet(z.view(self.wire).view(self.batch, *self.event), logp.view(torch.float32))
+    def used(self, buffer: Tensor, number: int) -> Tensor:
+        """What the packet of this number, from 0, takes of a buffer."""
+        return buffer[: self.sizes[number % len(self.sizes)] * bytes_per_image(self.event, self.wire)]
+
+    def packet(self, buffer: Tensor, number: int) -> Packet:
+        """The buffer seen as the packet of this number: z (B, *event) in the dtype of the wire, logp (B,) float32."""
+        batch = self.sizes[number % len(self.sizes)]
+        used = self.used(buffer, number)
+        logp, z = used[: 4 * batch], used[4 * batch :]
+        return Packet(z.view(self.wire).view(batch, *self.event), logp.view(torch.float32))
 
     def staging(self, ring: Sequence[Tensor] = ()) -> Direct | Staged:
         """What lies between the device and the transport; `ring`: the buffers that are received into."""
@@ -133,17 +139,19 @@ class ProcessOutbox:
         if len(self._works) == len(self._buffers):
             self._border.wait(self._works.popleft(), self._sent - len(self._buffers) + 1)
         buffer = self._buffers[self._sent % len(self._buffers)]
-        slot = self._border.packet(buffer)
+        slot = self._border.packet(buffer, self._sent)
         assert packet.z.shape == slot.z.shape and packet.z.dtype == torch.float32, (packet.z.shape, slot.z.shape)
         self._staging.send(packet, slot)
+        used = self._border.used(buffer, self._sent)
         self._sent += 1
-        self._works.append(self._border.start(dist.isend, buffer, self._sent))
+        self._works.append(self._border.start(dist.isend, used, self._sent))
 
     def close(self, early: bool = False) -> None:
         """Waits until every packet has been taken."""
         assert early or self._sent == self._border.packets, f"{self._sent} of {self._border.packets} packets were sent"
         if self._sent < self._border.packets:
-            self._works.append(self._border.start(dist.isend, self._border.buffer(), self._sent + 1))
+            last = self._border.used(self._border.buffer(), self._sent)
+            self._works.append(self._border.start(dist.isend, last, self._sent + 1))
         while self._works:
             self._border.wait(self._works.popleft(), self._sent - len(self._works))
 
@@ -188,9 +196,10 @@ class ProcessInbox:
         self._received += 1
         if self._received < border.packets:
             self._posted = self._post()
-        packet = border.packet(self._staging.recv(number % 2))
+        packet = border.packet(self._staging.recv(number % 2), number)
         return Packet(packet.z.float(), packet.logp)
 
     def _post(self) -> Any:
-        self._staging.free(self._received % 2)
-        return self._border.start(dist.irecv, self._buffers[self._received % 2], self._received + 1)
+        number = self._received
+        self._staging.free(number % 2)
+        return self._border.start(dist.irecv, self._border.used(self._buffers[number % 2], number), number + 1)

@@ -84,9 +84,9 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
         cause = world.broadcast(Stop(world).cause())
         if cause and end < borders[-1]:
             raise StopRequested(end, cause)
-    ledger = pauses.ledger()
+    last, test = pauses.ledger(), pauses.test()
     remove_snapshots(state)
-    return record.ends(ledger)
+    return record.ends(last, test)
 
 
 def _phase_borders(state: State) -> list[int]:
