@@ -32,7 +32,7 @@ DEVICE = [
 
 def starts(error):
     """Lets a transfer of a link fail like this."""
-    border = Border("part 2", None, 0, (1,), 1, 1, 2, 1.0, torch.device("cpu"), False, Pulse())
+    border = Border("part 2", None, 0, (1,), (1,), 1, 2, 1.0, torch.device("cpu"), False, Pulse())
 
     def transfer(*_, **__):
         raise error

@@ -76,7 +76,7 @@ TIMEOUT_S = 1.0
 def dawdles(init_method, opening):
     """The second of three packets comes when the receive for it is older than the time-out, the third never."""
     world = open_world(ParallelConfig(timeout_s=TIMEOUT_S, heartbeat_s=0.1), 2, "cpu", init_method)
-    border = Chain(world, [(2,), (2,)], "").border(world.rank, 1 - world.rank, "with", 1, 3)
+    border = Chain(world, [(2,), (2,)], "").border(world.rank, 1 - world.rank, "with", (1,), 3)
     if world.rank == 0:
         opening.wait()
         outbox = ProcessOutbox(border)
