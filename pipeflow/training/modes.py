@@ -155,7 +155,8 @@ class Sharded(EndToEnd):
 
     def collect(self) -> None:
         update = self.stages[0].update
-        take_back(self.state, update.moments(), update.average.values)
+        with others_answer(self.world.pulse, "the weights were not put together"):
+            take_back(self.state, update.moments(), update.average.values)
 
 
 class Pipelined(EndToEnd):

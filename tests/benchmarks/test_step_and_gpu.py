@@ -21,12 +21,13 @@ def reference(out, *words):
 def test_a_pair_of_the_reference_table(tmp_path):
     text, found = reference(tmp_path)
     assert found["images"] == "digits" and found["config"]["batch"] == "12"
-    for name in ("baseline", "by_parts"):
+    for name in ("baseline", "by_parts", "heads"):
         one = found["runs"][name]
         assert one["complete"] and one["seconds"] > 0
         assert one["curve"][-1] == [12 * 12 / 1500, one["test_bits_per_dim"]]
         assert f"{one['test_bits_per_dim']:.4g}" in text
-    assert [phase["schedule"] for phase in found["runs"]["by_parts"]["phases"]] == ["alternate", "end_to_end"]
+    phases = {name: [phase["schedule"] for phase in one["phases"]] for name, one in found["runs"].items()}
+    assert phases["by_parts"] == ["alternate", "end_to_end"] and phases["heads"] == ["simultaneous"]
 
 
 @pytest.mark.slow
