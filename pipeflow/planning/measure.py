@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..flow import Event, Packet, Step
 from ..model import Activations, Compile, Layout, Precision, make_passage, set_precision
-from ..stage import Average, OptimizerName, make_optimizer
+from ..stage import Average, CudaRecorder, OptimizerName, Recorder, make_optimizer
 from .profile import Cost
 from .saved_memory import saved_bytes
 
@@ -34,6 +34,7 @@ class StepOptions:
     activations: Activations = "keep"
     optimizer: OptimizerName = "adam"
     ema: float | None = None
+    cuda_graphs: bool = False
 
 
 def measure_steps(
@@ -120,7 +121,8 @@ def elapsed(work: Callable[[], object], device: torch.device) -> float:
 class _Passes:
     """Forward and backward of a step with some images, to be run again and again.
 
-    On a GPU, several copies of the step run in a row where one fits after the other.
+    On a GPU, several copies of the step run in a row where one fits after the other. With CUDA graphs only the first
+    call starts kernels one by one; the second records them, and replays are what is timed.
 
     Attributes:
         working_bytes: held besides what is kept between the two; 0 on the CPU, which does not tell.
@@ -137,16 +139,36 @@ class _Passes:
             torch.randn(batch, *event, device=device).requires_grad_(), torch.zeros(batch).to(device)
         )
         self.working_bytes = 0.0
+        self._recorder = _recorder(options, device)
+        self._replays: list[Callable[[], None]] = []
+        self._warm = False
 
     def __call__(self) -> tuple[float, float]:
         """Seconds of forward and of backward, per step."""
-        device = self._device
+        if self._recorder and self._warm:
+            self._replays = self._replays or self._record(self._recorder)
+            forward_s, backward_s = (elapsed(replay, self._device) / len(self._steps) for replay in self._replays)
+            return forward_s, backward_s
+        self._warm = True
+        return self._recorder.aside(self._start_each_kernel) if self._recorder else self._start_each_kernel()
+
+    def _forward(self) -> list[Tensor]:
         for tensor in (self._entering.z, *self._parameters):
             tensor.grad = None
+        return [tensor for tensor in self._passage(self._steps, self._entering) if tensor.requires_grad]
+
+    def _record(self, recorder: Recorder) -> list[Callable[[], None]]:
+        forward, results = recorder.record(self._forward)
+        gradients = [torch.ones_like(tensor) for tensor in results]
+        backward, _ = recorder.record(lambda: torch.autograd.backward(results, gradients))
+        return [forward, backward]
+
+    def _start_each_kernel(self) -> tuple[float, float]:
+        device = self._device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         began = now(device)
-        results = [tensor for tensor in self._passage(self._steps, self._entering) if tensor.requires_grad]
+        results = self._forward()
         forward_s = now(device) - began
         kept = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         gradients = [torch.ones_like(tensor) for tensor in results]
@@ -158,6 +180,10 @@ class _Passes:
             working = torch.cuda.max_memory_allocated(device) - kept - of_parameters
             self.working_bytes = max(self.working_bytes, working)
         return forward_s / len(self._steps), backward_s / len(self._steps)
+
+
+def _recorder(options: StepOptions, device: torch.device) -> Recorder | None:
+    return CudaRecorder(device) if options.cuda_graphs and device.type == "cuda" else None
 
 
 def _copies(step: Step, many: int, device: torch.device) -> list[Step]:

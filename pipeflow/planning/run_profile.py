@@ -44,14 +44,14 @@ def measured_profile(
     """
     optimizer, batches = config.phases[0].optimizer, tuple(batches)
     options = StepOptions(
-        config.precision, config.layout, config.compile, config.activations, optimizer, config.ema
+        config.precision, config.layout, config.compile, config.activations, optimizer, config.ema, config.cuda_graphs
     )  # fmt: skip
     set_tensor_cores(config.precision)
     costs = flow_step_costs(steps, measure_steps(steps, space.shape, batches, device, options))
     costs[0] = Cost(batches, _drawing(config, space, batches, device), (0.0,) * len(batches)) + costs[0]
     shapes = _shapes_after_flow_steps(steps, space.shape)
     options = StepOptions(
-        config.precision, config.layout, optimizer=optimizer, ema=config.ema
+        config.precision, config.layout, optimizer=optimizer, ema=config.ema, cuda_graphs=config.cuda_graphs
     )  # priors are neither compiled nor inverted
     known: dict[str, Cost] = {}
     priors = []
