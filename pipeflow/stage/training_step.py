@@ -55,7 +55,9 @@ class EagerStep:
         """
         loss = bits_per_dim(nll, self._dims).mean()
         self._update.optimizer.zero_grad()
-        torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
+        with torch.no_grad():
+            factor = 1 + 0 * loss  # 1, or NaN where the loss is not finite
+        torch.autograd.backward(loss, factor)
         norm = nn.utils.get_total_norm(self._update.gradients())
         finite = full_tensor(norm).isfinite()
         self._update(norm, finite)
