@@ -1,6 +1,6 @@
 """Images and points as packets of the flow; randomness that depends on counters alone."""
 
-from .batches import Batches, ImageArray, InOrder, fetch, resident, share
+from .batches import Batches, ImageArray, InOrder, MicroBatches, fetch, packet_sizes, resident, share
 from .datasets import ImageSet, SourceName, Split, outline
 from .image_decoding import Images
 from .image_grid import save_sheet, sheet_png
@@ -19,6 +19,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "InOrder",
+    "MicroBatches",
     "Pixels",
     "Points",
     "Purpose",
@@ -31,6 +32,7 @@ __all__ = [
     "images_of",
     "normal",
     "outline",
+    "packet_sizes",
     "resident",
     "save_sheet",
     "share",

@@ -43,9 +43,8 @@ class Pauses:
         return self.ledger() if images.validation is None else self._score("test", images.test)
 
     def _score(self, split: Split, images: Images) -> Ledger:
-        run, config = self._state.run, self._state.run.config
-        slices, last = self._state.weights.slices, max(self._state.progress.learned)
-        ledger = evaluate(run.chain, slices, images, run.space, config.seed, config.data.batch, last)
+        run, slices, last = self._state.run, self._state.weights.slices, max(self._state.progress.learned)
+        ledger = evaluate(run.chain, slices, images, run.space, run.config.seed, run.packet_images, last)
         self._record.evaluated(ledger, split)
         return ledger
 

@@ -39,13 +39,13 @@ class StageBuilder:
     def __init__(self, state: State, phase: PhaseConfig, plan: list[Turn], begin: int) -> None:
         self.state, self.phase, self.plan, self.begin = state, phase, plan, begin
 
-    def stage(self, truncated: Truncated, position: int) -> Stage:
-        """A part, or the whole model as one, in this process alone."""
+    def stage(self, truncated: Truncated, position: int, sizes: tuple[int, ...]) -> Stage:
+        """A part, or the whole model as one, in this process alone, for batches of packets of these sizes."""
         config = self.state.run.config
         drift = Drift() if config.activations == "invert" else None
         truncated.part.passage = make_passage(config.activations, config.compile, drift)
         update = self.update(truncated.named_global_parameters(), position)
-        return Stage(truncated, update, self.state.run.space.dims, drift)
+        return Stage(truncated, update, self.state.run.space.dims, drift, sizes)
 
     def pipeline_stage(self) -> PipelineStage:
         """This process's parts, with those of the chain's other processes."""
@@ -103,6 +103,7 @@ class StageBuilder:
             sharers: processes that average its gradients; with more than one, kernels are started one by one.
         """
         if self.state.run.config.cuda_graphs and sharers == 1:
+            config = self.state.run.config
             recorder = CudaRecorder(self.state.run.world.device)
-            stage.step = RecordedStep(stage.step, stage.update.optimizer, recorder)
+            stage.step = RecordedStep(stage.step, stage.update.optimizer, recorder, config.parallel.micro_batches)
         return stage
