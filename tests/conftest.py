@@ -28,10 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On another device than the CPU, only tests that compute on the device."""
+    """On another device than the CPU, only tests that compute on the device: that ask for the fixture `device`."""
     if config.getoption("--device") == "cpu":
         return
-    chosen = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+    own = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]  # a parameter of the same name
+    names = [getattr(item, "fixturenames", ()) for item in items]
+    chosen = [
+        item for item, given, used in zip(items, own, names, strict=True) if "device" in used and "device" not in given
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
