@@ -143,7 +143,7 @@ CONFIGS = {"lu": GlowConfig(hidden=4), "plain": GlowConfig(hidden=4, conv1x1="pl
 
 @pytest.mark.parametrize("channels", [4, 5, 12, 16, 24, 48])
 @pytest.mark.parametrize("form", CONFIGS)
-def test_weights_are_the_same_bits_however_many_are_made_together(channels, form, device, perturb, exact):
+def test_weights_are_the_same_bits_however_many_are_made_together(channels, form, device, perturb):
     """Law 4 needs it: a step's weights may not depend on what else is in its part. On a GPU in deterministic mode."""
     steps = [perturb(FlowStep(channels, CONFIGS[form]).to(device)) for _ in range(32)]
     event = (channels, 4, 4)
@@ -159,7 +159,8 @@ def test_weights_are_the_same_bits_however_many_are_made_together(channels, form
                 assert all(map(torch.equal, one, other)), n
 
 
-def test_gradients_do_not_depend_on_how_many_are_made_together(device, perturb):
+def test_gradients_do_not_depend_on_how_many_are_made_together(device, perturb, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)  # where none are made together
     steps = [perturb(FlowStep(6, CONFIGS["lu"]).to(device)) for _ in range(5)]
     z = torch.randn(4, 6, 4, 4, device=device)
 
