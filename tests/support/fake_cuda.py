@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.tape import tensors
@@ -70,7 +71,8 @@ def _moved(tensor: Tensor) -> Tensor:
 def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """Leaf → gradient: what autograd's engine would do, which refuses a device that is not there."""
     waiting: Counter[Any] = Counter()
-    stack, seen = [output.grad_fn for output in outputs], set[Any]()
+    edges = [get_gradient_edge(output) for output in outputs]  # an output may be a leaf
+    stack, seen = [edge.node for edge in edges], set[Any]()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
@@ -87,10 +89,10 @@ def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor
             assert gradient.device == like.device
             buffers[node][number] = buffers[node][number] + gradient if number in buffers[node] else gradient
 
-    for output, gradient in zip(outputs, given, strict=True):
+    for output, edge, gradient in zip(outputs, edges, given, strict=True):
         assert output.device == gradient.device and output.shape == gradient.shape
-        add(output.grad_fn, output.output_nr, gradient)
-    ready = [node for node in {output.grad_fn for output in outputs} if not waiting[node]]
+        add(edge.node, edge.output_nr, gradient)
+    ready = [node for node in {edge.node for edge in edges} if not waiting[node]]
     while ready:
         node = ready.pop()
         incoming = buffers.pop(node, {})
