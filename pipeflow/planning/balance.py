@@ -6,6 +6,7 @@ both measure with `measured_profile` and cut with `balanced_cut`.
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -13,8 +14,7 @@ from ..config import Config
 from ..data import Space
 from ..flow import Step
 from ..model import CutConfig, Maker
-from .link import Link
-from .profile import Profile
+from .profile import Link, Profile
 from .run_profile import measured_profile
 
 
@@ -23,13 +23,8 @@ def resolve_cut(
 ) -> CutConfig:
     """The cut of a run as an explicit list of borders; a balanced one is measured, here and now.
 
-    Args:
-        config: the run's settings.
-        space: of the data.
-        steps: the whole flow; neither changed nor moved.
-        device: where the run takes place.
-        images: that a part gets of a batch: all of them, or a replica's share.
-        flow: that a script hands over; it makes the heads, if there are any.
+    `images` are those that a part gets of a batch: all of them, or a replica's share. The other arguments are those of
+    `measured_profile`.
     """
     if config.cut.scheme != "balanced":
         return config.cut
@@ -75,9 +70,7 @@ def smallest_maximum(
     if parts > many:
         raise ValueError(f"cut.parts is {parts}, but the flow has only {many} flow steps.")
     endings, carry = endings or [0.0] * many, carry or [0.0] * many
-    before = [0.0]
-    for cost in costs:
-        before.append(before[-1] + cost)
+    before = list(accumulate(costs, initial=0.0))
     # best[end]: (largest part, borders) of the first `end` flow steps in so many parts.
     best: dict[int, tuple[float, tuple[int, ...]]]
     best = {end: (before[end] + endings[end - 1], ()) for end in range(1, many + 1)}

@@ -1,8 +1,11 @@
 """Settings of a run → its plan: what can be refused is refused, steps are measured, and a cut is chosen."""
 
 import os
+import platform
 import time
 from dataclasses import dataclass
+
+import torch
 
 from ..config import Config, turns
 from ..data import Pixels, check_enough, outline
@@ -10,10 +13,9 @@ from ..distributed import choose_device, intra_op_threads
 from ..model import glow_steps, scheme_cut
 from .balance import balanced_cut
 from .forecast import share
-from .host import device_memory, device_name, processes_at_once
-from .link import Link
 from .placement import place_processes
-from .plan import Plan, replica_count
+from .plan import Plan
+from .profile import Link
 from .run_profile import batch_sizes, measured_profile
 
 
@@ -40,12 +42,7 @@ class PlanOptions:
 def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
     """Measures the steps of a run's flow on this device, for some seconds; the plan computes the rest.
 
-    Args:
-        config: the settings of the run.
-        options: what to plan for.
-
-    Raises:
-        ValueError: settings that `train` would refuse, or that no plan can be made for.
+    Raises a ValueError for settings that `train` would refuse, or that no plan can be made for.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A plan is made by one process, also for many; start it without torchrun.")
@@ -59,7 +56,7 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
     placement = None
     if options.hosts is not None and options.gpus_per_host is not None:
         placement = place_processes(parts, options.hosts, options.gpus_per_host, config.parallel.replicas)
-    replicas = replica_count(config, placement)
+    replicas = placement.replicas if placement else config.parallel.replicas or 1
     if replicas > data.batch:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
     device, space = choose_device(config.device), Pixels(image, levels, data.bits)
@@ -73,17 +70,32 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
         at = balanced_cut(profile, parts, images_per_part)
     else:
         at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
+    name, memory, at_once = _described(device, config.parallel.threads)
     return Plan(
         config=config,
         images=images,
-        device=device_name(device),
+        device=name,
         cuda=device.type == "cuda",
-        at_once=processes_at_once(device, config.parallel.threads),
+        at_once=at_once,
         busy=max(0.0, 1 - computed / took) if device.type == "cpu" else 0.0,
         link=Link(options.link),
-        memory_bytes=options.memory or device_memory(device),
+        memory_bytes=options.memory or memory,
         placement=placement,
+        replicas=replicas,
         image=image,
         profile=profile,
         at=at,
     )
+
+
+def _described(device: torch.device, threads: int) -> tuple[str, float, float]:
+    """A device's name for people, its bytes, and how many processes this host has devices, or cores, for.
+
+    The memory of the CPU is that of the host, which its processes share; `threads` are those of each process on it.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.get_device_name(device), memory, torch.cuda.device_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores", memory, max(1.0, cores / threads)

@@ -9,7 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-REPORT_MAKER = "pipeflow.report"  # in every file that a report consists of, so that no other is written over
+# In every file of a report or a plan, so that no other is written over.
+REPORT_MAKER, PLAN_MAKER = "pipeflow.report", "pipeflow.plan"
 DPI = 150
 # Okabe and Ito's palette, which colour-blind people can tell apart; black is the model's.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..planning import MADE_BY, Link, Plan, compare
-from .drawing import DPI, GREY, MODEL, PALETTE, STYLE
+from ..planning import Link, Plan, compare
+from .drawing import DPI, GREY, MODEL, PALETTE, PLAN_MAKER, STYLE
 from .plan_tables import speed
 
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def chart(plan: Plan) -> bytes:
             fontsize=10.5,
         )
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", metadata={"Software": MADE_BY})
+        figure.savefig(stream, format="png", metadata={"Software": PLAN_MAKER})
         return stream.getvalue()
 
 

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from ..config import Config
-from ..planning import MADE_BY, Plan, PlanOptions, as_json, make_plan
+from ..planning import Plan, PlanOptions, make_plan
 from ..storage import write_whole
+from .drawing import PLAN_MAKER
 from .plan_chart import chart
 from .plan_tables import tables
 
@@ -35,12 +36,12 @@ def _check_directory(directory: Path, option: str) -> None:
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{option} {directory} is a file; it must be a directory, or not exist yet.")
     for file in (directory / "plan.json", directory / "plan.png"):
-        if file.exists() and MADE_BY.encode() not in file.read_bytes():
+        if file.exists() and PLAN_MAKER.encode() not in file.read_bytes():
             raise ValueError(f"{file} is no plan, and is not written over; give another --out.")
 
 
 def _write(directory: Path, plan: Plan) -> None:
-    text, picture = json.dumps(as_json(plan), indent=1), chart(plan)
+    text, picture = json.dumps({"made_by": PLAN_MAKER, **plan.as_dict()}, indent=1), chart(plan)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / "plan.png", picture)

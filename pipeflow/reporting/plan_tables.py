@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ..planning import Placement, Plan, Profile, cautions
+from ..planning import Placement, Plan, Profile
 from ..units import rate
 from .quantities import amount, duration
 
@@ -13,7 +13,7 @@ def tables(plan: Plan) -> str:
     blocks = [_heading(plan), _parts(plan), _ways(plan), _best(plan), _phases(plan)]
     if plan.placement:
         blocks.append(_placement(plan.placement))
-    blocks += [f"Note: {caution}" for caution in cautions(plan)]
+    blocks += [f"Note: {caution}" for caution in plan.cautions]
     return "\n\n".join(blocks)
 
 

@@ -11,9 +11,8 @@ from pipeflow.data import DataConfig, Pixels
 from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, build, cut_steps, glow_steps
 from pipeflow.planning import measure_steps, measured_profile
-from pipeflow.planning.measure import StepOptions, medians, now
+from pipeflow.planning.measure import StepOptions, medians, now, saved_bytes
 from pipeflow.planning.run_profile import batch_sizes
-from pipeflow.planning.saved_memory import saved_bytes
 
 GLOW = GlowConfig(levels=2, steps=2, hidden=8, top_prior="learned")
 
