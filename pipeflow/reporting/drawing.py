@@ -3,8 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -27,15 +26,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of a report.
-
-    Attributes:
-        file: name of its PNG.
-        title, caption: in words.
-        png: the picture.
-    """
+class Drawing(NamedTuple):
+    """A figure of a report: the name of its PNG, its title and its caption, and the picture."""
 
     file: str
     title: str
@@ -44,14 +36,16 @@ class Drawing:
 
 
 @contextmanager
-def new_figure(height: float) -> Iterator[tuple[Figure, Callable[[], bytes]]]:
-    """A figure of 7.2 × `height` inches, and a function that returns it as PNG."""
+def new_figure(
+    height: float, width: float = 7.2, maker: str = REPORT_MAKER
+) -> Iterator[tuple[Figure, Callable[[], bytes]]]:
+    """A figure, in inches, and a function that returns it as PNG."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
         def png() -> bytes:
             stream = io.BytesIO()
-            figure.savefig(stream, format="png", metadata={"Software": REPORT_MAKER})
+            figure.savefig(stream, format="png", metadata={"Software": maker})
             return stream.getvalue()
 
         yield figure, png

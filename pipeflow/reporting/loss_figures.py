@@ -5,21 +5,19 @@ time and bytes: a line per part lies under a strip that shows when each part lea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from ..units import byte_unit, duration, time_unit
 from .drawing import GREY, MODEL, Drawing, colour, new_figure
-from .quantities import byte_unit, duration, time_unit
 from .run_files import Floats, Integers, PartMetrics
 from .run_history import PhaseHistory, RunHistory
 from .training_clock import PAUSE
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """A way to measure how far a run is: a label with its unit, and a function of steps."""
 
     label: str
@@ -32,7 +30,7 @@ def loss_by_epoch(history: RunHistory) -> Drawing:
     label = "passes over the data (epochs)" if known else "batches (steps)"
     window = _window(history)
     caption = (
-        "Lines: training loss of the flow truncated behind each part, smoothed over "
+        "Lines: training loss of the flow truncated after each part, smoothed over "
         f"{window} steps; faint: every step. Points: the test split. The strip shows which part learns when."
     )
     progress = Progress(label, lambda step: step / (known or 1))
@@ -111,36 +109,28 @@ def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: P
     return np.concatenate(values)
 
 
-def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phases: list[PhaseHistory]) -> Floats:
+def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phases: list[PhaseHistory]) -> list[float]:
     """Draws the test split; returns the values."""
     lines = [line for line in history.evaluations if any(phase.first <= line["step"] <= phase.last for phase in phases)]
     drawn: list[float] = []
+
+    def scatter(lines: list[dict[str, Any]], part: int, **look: Any) -> None:
+        if lines:
+            x = progress.of(np.array([line["step"] for line in lines], dtype=np.int64))
+            bits = [float(line["parts"][part]["bits_per_dim"]) for line in lines]
+            axes.scatter(x, bits, zorder=3, edgecolor="white", linewidth=0.5, **look)
+            drawn.extend(bits)
+
     for part in range(max((len(line["parts"]) for line in lines), default=0)):
         truncated = [line for line in lines if part < len(line["parts"]) - bool(line["complete"])]
-        look: dict[str, Any] = {"color": colour(part), "marker": "o", "s": 16, "linewidth": 0.5}
-        drawn += _scatter(axes, progress, truncated, part, look | {"label": f"test: behind part {part + 1}"})
+        scatter(truncated, part, color=colour(part), marker="o", s=16, label=f"test: after part {part + 1}")
     complete = [line for line in lines if line["complete"]]
-    model: dict[str, Any] = {"color": MODEL, "marker": "D", "s": 30, "label": "test: the model", "linewidth": 0.5}
-    return np.array(drawn + _scatter(axes, progress, complete, -1, model))
-
-
-def _scatter(
-    axes: Axes, progress: Progress, lines: list[dict[str, Any]], part: int, look: dict[str, Any]
-) -> list[float]:
-    if not lines:
-        return []
-    bits = [float(line["parts"][part]["bits_per_dim"]) for line in lines]
-    x = progress.of(np.array([line["step"] for line in lines], dtype=np.int64))
-    axes.scatter(x, bits, zorder=3, edgecolor="white", **look)
-    return bits
+    scatter(complete, -1, color=MODEL, marker="D", s=30, label="test: the model")
+    return drawn
 
 
 def _draw_strip(
-    strip: Axes,
-    progress: Progress,
-    streams: list[PartMetrics],
-    phases: list[PhaseHistory],
-    parts: int,
+    strip: Axes, progress: Progress, streams: list[PartMetrics], phases: list[PhaseHistory], parts: int
 ) -> None:
     """Draws a bar per part wherever it learned, on the horizontal axis of the figure below."""
     for stream in streams:
@@ -163,12 +153,9 @@ def _draw_strip(
 
 def _spans(step: Integers, progress: Progress) -> list[tuple[float, float]]:
     """(begin, length) of each run of consecutive steps."""
-    if not len(step):
-        return []
-    breaks = np.flatnonzero(np.diff(step) > 1)
-    first, last = step[np.insert(breaks + 1, 0, 0)] - 1, step[np.append(breaks, len(step) - 1)]
-    begin = progress.of(first)
-    return list(zip(begin, progress.of(last) - begin, strict=True))
+    runs = [run for run in np.split(step, np.flatnonzero(np.diff(step) > 1) + 1) if len(run)]
+    ends = [progress.of(np.array([run[0] - 1, run[-1]])) for run in runs]
+    return [(begin, end - begin) for begin, end in ends]
 
 
 def _name_phases(strip: Axes, progress: Progress, phases: list[PhaseHistory]) -> None:
@@ -204,7 +191,7 @@ def _set_limits(axes: Axes, values: Floats) -> bool:
 def _label(history: RunHistory, stream: PartMetrics) -> str:
     if stream.part is None:
         return "end to end"
-    return f"behind part {stream.part + 1}" + (" (the model)" if stream.part + 1 == history.config.cut.parts else "")
+    return f"after part {stream.part + 1}" + (" (the model)" if stream.part + 1 == history.config.cut.parts else "")
 
 
 def _window(history: RunHistory) -> int:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ..planning import Placement, Plan, Profile
-from ..units import rate
-from .quantities import amount, duration
+from ..units import amount, duration, rate, speed
 
 
 def tables(plan: Plan) -> str:
@@ -27,15 +26,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for row in rows
     )
-
-
-def speed(bits_per_s: float) -> str:
-    """A link's speed, for people."""
-    unit, size = next((unit, size) for unit, size in _SPEEDS if bits_per_s >= size or size == 1)
-    return f"{bits_per_s / size:.3g} {unit}"
-
-
-_SPEEDS = (("Tb/s", 1e12), ("Gb/s", 1e9), ("Mb/s", 1e6), ("kb/s", 1e3), ("b/s", 1.0))
 
 
 def _heading(plan: Plan) -> str:
