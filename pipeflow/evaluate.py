@@ -21,14 +21,12 @@ def main(
 ) -> int:
     """Evaluates; returns the exit code, as `run_in_world` does.
 
-    Args:
-        arguments: of the command line; the process's own by default.
-        init_method: where processes meet.
-        flow, data: of a script's own, as for `pipeflow.train.main`.
+    `init_method` says where processes meet; `flow` and `data` are a script's own, as for `pipeflow.train.main`.
     """
 
     def prepare() -> tuple[World, Callable[[], None]]:
-        parser = add_scoring_options(Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations."))
+        parser = Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations.")
+        add_scoring_options(parser)
         options = check_scoring_options(parser.parse(arguments))
         world = open_scoring_world(options, init_method)
         return world, lambda: report_scores(options, world, flow, data)

@@ -21,14 +21,12 @@ def main(
 ) -> int:
     """Draws; returns the exit code, as `run_in_world` does.
 
-    Args:
-        arguments: of the command line; the process's own by default.
-        init_method: where processes meet.
-        flow, data: of a script's own, as for `pipeflow.train.main`.
+    `init_method` says where processes meet; `flow` and `data` are a script's own, as for `pipeflow.train.main`.
     """
 
     def prepare() -> tuple[World, Callable[[], None]]:
-        parser = add_sampling_options(Options("pipeflow.sample", "A picture of what a trained flow draws."))
+        parser = Options("pipeflow.sample", "A picture of what a trained flow draws.")
+        add_sampling_options(parser)
         options = complete_sampling_options(parser.parse(arguments))
         world = open_sampling_world(options, init_method)
         return world, lambda: write_sheet(options, world, flow, data)

@@ -2,11 +2,9 @@
 
 from .load import Source, Trained, export, load, locate, read
 from .pictures import difference, interpolate, reconstruct
-from .sample_sheet import open_sampling_world, write_sheet
-from .sampling_options import add_sampling_options, complete_sampling_options
+from .sample_sheet import add_sampling_options, complete_sampling_options, open_sampling_world, write_sheet
 from .scoring import Scores, score, standard_error
-from .scoring_options import add_scoring_options, check_scoring_options
-from .scoring_report import open_scoring_world, report_scores
+from .scoring_report import add_scoring_options, check_scoring_options, open_scoring_world, report_scores
 
 __all__ = [
     "Scores",

@@ -6,15 +6,9 @@ from .load import Trained
 
 
 def held_out_images(trained: Trained, config: DataConfig, data: Splits | None) -> Images:
-    """Test images (N, H, W, C) uint8, or points (N, *event) float32.
+    """Test images (N, H, W, C) uint8, or points (N, *event) float32, of a data set, or of a script's own `data`.
 
-    Args:
-        trained: the run's flow.
-        config: the data set.
-        data: training and test data of a script's own, where `config` names them.
-
-    Raises:
-        ValueError: the data are not there, or of another shape or number of levels than the run's.
+    Raises a ValueError if they are not there, or have another shape or number of levels than the run's.
     """
     shape, levels = trained.data_space.shape, trained.data_space.levels
     if config.name in PUBLISHED:  # what it looks like is known before a download
