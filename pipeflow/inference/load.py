@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..config import Config, from_dict
 from ..data import Space, space
 from ..distributed import World
 from ..model import CutConfig, Flow, GlowConfig, Maker, Truncated, averaged, build, check_flow, global_state, is_average
-from ..storage import Manifest, RunDirectory, check_names, check_own, check_tensors, check_values, checkpoint
+from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint
 
 EXPORT_FORMAT = 1
 
@@ -67,15 +68,13 @@ def locate(path: str | Path, verify: bool = True) -> Source:
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    if (Path(path) / "manifest.json").exists():
-        return _source(Path(path), verify)
-    wrong = ""
-    for step in reversed(checkpoint.steps_saved(Path(path))):
-        try:
-            return _source(RunDirectory(Path(path)).checkpoint(step), verify)
-        except ValueError as error:
-            wrong += f" {error}"
-    raise ValueError(f"{path} holds no checkpoint.{wrong}")
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        return _source(path, verify)
+    found, wrong = checkpoint.newest(path, partial(_source, verify=verify))
+    if found is None:
+        raise ValueError(" ".join([f"{path} holds no checkpoint.", *wrong]))
+    return _source(found, verify=False)
 
 
 def locate_together(world: World, path: str | Path) -> Source:
@@ -193,6 +192,7 @@ def _read_exported(file: Path, flow: Maker | None) -> Flow:
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
     _, model = build(config.model, data_space, flow)
-    check_tensors(model.global_state(), tensors, file)
+    check_names(model.global_state(), tensors, file)
+    check_values(model.global_state(), tensors, file)
     model.load_global_state(tensors)
     return Flow([model.part], model.prior, data_space).eval()

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data import Images, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker
+from ..storage import MANIFEST
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .held_out_images import held_out_images
 from .load import Source, Trained, load, locate, locate_together, read
@@ -80,7 +81,7 @@ def complete_sampling_options(options: Namespace) -> Namespace:
     if len(options.interpolate or []) % 2:
         raise ValueError(f"--interpolate takes pairs of images, not {len(options.interpolate)} numbers.")
     if options.out is None:
-        if exported or (options.run / "manifest.json").exists():
+        if exported or (options.run / MANIFEST).exists():
             raise ValueError(f"{options.run} is no run directory; say where the picture goes with --out FILE.png.")
         options.out = options.run / "samples" / f"{options.kind}.png"
     if options.out.suffix != ".png":
