@@ -18,7 +18,7 @@ that is hidden behind the backward passes of all micro-batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .balance import balanced_cut
@@ -62,24 +62,6 @@ def share(batch: int, processes: int) -> int:
     return -(-batch // processes)
 
 
-def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
-    """The whole flow on every device, a share of the batch each; with one device, no gradients travel."""
-    flow = profile.parts(())[0]
-    images = share(batch, processes)
-    gradient_bytes = ring_bytes(flow.parameters, processes)
-    seconds = part_seconds(flow, images, link, processes)
-    return Forecast(
-        way="DDP" if processes > 1 else "one device",
-        devices=processes,
-        seconds=seconds,
-        images_per_s=batch / seconds,
-        idle=1 - flow.seconds(images) / seconds,
-        memory_bytes=profile.memory(flow, images, images) + _bucket_bytes(flow, processes),
-        sent_bytes=gradient_bytes,
-        bound="gradients" if link.seconds(gradient_bytes) > flow.backward(images) else "device",
-    )
-
-
 def part_seconds(cost: Cost, images: int, link: Link, replicas: int) -> float:
     """Seconds of a part per batch: forward, backward with its gradients averaged beside it, update."""
     averaging = link.seconds(ring_bytes(cost.parameters, replicas))
@@ -118,6 +100,18 @@ def part_memory(profile: Profile, at: Sequence[int], batch: int, replicas: int =
         profile.memory(cost, images, images) + 2 * arriving + depth * leaving + _bucket_bytes(cost, replicas)
         for cost, arriving, leaving in zip(costs, [0, *packets], [*packets, 0], strict=True)
     ]
+
+
+def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
+    """The whole flow on every device, a share of the batch each: a chain of one part with so many replicas."""
+    flow = profile.parts(())[0]
+    shown = link.seconds(ring_bytes(flow.parameters, processes)) > flow.backward(share(batch, processes))
+    return replace(
+        by_parts(profile, (), batch, link, processes),
+        way="DDP" if processes > 1 else "one device",
+        at=None,
+        bound="gradients" if shown else "device",
+    )
 
 
 def pipelined(profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1) -> Forecast:

@@ -59,7 +59,7 @@ class LocalLink:
     def send(self, packet: Packet) -> None:
         """Keeps the packet for `recv`."""
         assert not packet.z.requires_grad, "only sealed packets cross a border"
-        assert not self._queue, "the stage behind the border has not taken the packet before this one"
+        assert not self._queue, "the stage after the border has not taken the packet before this one"
         z = packet.z if self._wire is torch.float32 else packet.z.to(self._wire).to(packet.z.dtype)
         self._queue.append(Packet(z, packet.logp))
 

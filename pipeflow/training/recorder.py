@@ -91,11 +91,9 @@ class Record:
         epoch = step * self.run.config.data.batch / len(self.run.images.train)
         say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger)}")
         if self._board:
-            figures = {
-                f"test/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
-            }
+            figures = {f"test/truncated after part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)}
             if ledger.bits_per_dim is not None:
-                figures["test/model"] = figures.pop(f"test/truncated behind part {len(ledger.parts)}")
+                figures["test/model"] = figures.pop(f"test/truncated after part {len(ledger.parts)}")
             self._board.figures(step, figures)
             self._board.flush()
         if self._evaluations:
