@@ -6,10 +6,10 @@ Under torchrun, any number of processes share the images.
 import sys
 from collections.abc import Callable, Sequence
 
-from .cli import Options, run_in_world
+from .cli import Options, run_in_world, words
 from .data import Splits
 from .distributed import World
-from .inference import add_scoring_options, check_scoring_options, open_scoring_world, report_scores
+from .inference import open_scoring_world, report_scores, scoring_options
 from .model import Maker
 
 
@@ -26,8 +26,7 @@ def main(
 
     def prepare() -> tuple[World, Callable[[], None]]:
         parser = Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations.")
-        add_scoring_options(parser)
-        options = check_scoring_options(parser.parse(arguments))
+        options = scoring_options(parser, words(arguments))
         world = open_scoring_world(options, init_method)
         return world, lambda: report_scores(options, world, flow, data)
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from .cli import Options, print_error
+from .cli import Options, print_error, words
 from .config import parse_resume
 from .distributed import choose_device, prepare_process
 from .planning import PlanOptions
@@ -21,8 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus-per-host", type=int, metavar="N", help="one process each")
     parser.add_argument("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
     try:
-        words = sys.argv[1:] if arguments is None else arguments
-        options, settings = parser.parse_known_args([word for word in words if word != "--"])
+        options, settings = parser.parse_known_args(words(arguments))
         out = vars(options).pop("out")
         config, resume = parse_resume(settings)
         if resume is not None:

@@ -6,10 +6,10 @@ Under torchrun, as many processes as the flow has parts, or fewer, load their ow
 import sys
 from collections.abc import Callable, Sequence
 
-from .cli import Options, run_in_world
+from .cli import Options, run_in_world, words
 from .data import Splits
 from .distributed import World
-from .inference import add_sampling_options, complete_sampling_options, open_sampling_world, write_sheet
+from .inference import open_sampling_world, sampling_options, write_sheet
 from .model import Maker
 
 
@@ -26,8 +26,7 @@ def main(
 
     def prepare() -> tuple[World, Callable[[], None]]:
         parser = Options("pipeflow.sample", "A picture of what a trained flow draws.")
-        add_sampling_options(parser)
-        options = complete_sampling_options(parser.parse(arguments))
+        options = sampling_options(parser, words(arguments))
         world = open_sampling_world(options, init_method)
         return world, lambda: write_sheet(options, world, flow, data)
 

@@ -2,18 +2,14 @@
 
 from .load import Source, Trained, export, load, locate, read
 from .pictures import difference, interpolate, reconstruct
-from .sample_sheet import add_sampling_options, complete_sampling_options, open_sampling_world, write_sheet
+from .sample_sheet import open_sampling_world, sampling_options, write_sheet
 from .scoring import Scores, score, standard_error
-from .scoring_report import add_scoring_options, check_scoring_options, open_scoring_world, report_scores
+from .scoring_report import open_scoring_world, report_scores, scoring_options
 
 __all__ = [
     "Scores",
     "Source",
     "Trained",
-    "add_sampling_options",
-    "add_scoring_options",
-    "check_scoring_options",
-    "complete_sampling_options",
     "difference",
     "export",
     "interpolate",
@@ -24,7 +20,9 @@ __all__ = [
     "read",
     "reconstruct",
     "report_scores",
+    "sampling_options",
     "score",
+    "scoring_options",
     "standard_error",
     "write_sheet",
 ]

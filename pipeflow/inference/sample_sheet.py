@@ -6,6 +6,7 @@ A notebook calls the functions of pictures.py and `pipeflow.data.save_sheet` its
 import math
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,8 +36,11 @@ class Sheet(NamedTuple):
     shows: str
 
 
-def add_sampling_options(parser: ArgumentParser) -> None:
-    """Adds all options of the command."""
+def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Reads the command line, with "kind" ("grid", "each-part", "interpolate" or "reconstruct") and defaults added.
+
+    A ValueError says which options do not go together, or which file must not be written.
+    """
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, a checkpoint, or an exported flow")
     add("--out", type=Path, metavar="FILE.png", help="default: RUN/samples/<kind>.png")
@@ -49,13 +53,7 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     add("--seed", type=int, help="of the draw (default: 0)")
     add("--root", metavar="DIR", help="where the files of the run's test images are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-
-def complete_sampling_options(options: Namespace) -> Namespace:
-    """Adds "kind" ("grid", "each-part", "interpolate" or "reconstruct"), and fills in what is left to the command.
-
-    A ValueError says which options do not go together, or which file must not be written.
-    """
+    options = parser.parse_args(words)
     given = (options.each_part, options.interpolate is not None, options.reconstruct is not None)
     options.kind = dict(zip(given, ("each-part", "interpolate", "reconstruct"), strict=True)).get(True, "grid")
     draws, exported = options.kind in ("grid", "each-part"), options.run.suffix == ".safetensors"

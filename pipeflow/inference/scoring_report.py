@@ -7,6 +7,7 @@ import io
 import json
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from .load import Trained, locate_together, read
 from .scoring import Scores, score, standard_error
 
 
-def add_scoring_options(parser: ArgumentParser) -> None:
-    """Adds all options of the command."""
+def scoring_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Reads the command line; a ValueError where numbers are out of range, or options do not go together."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
     add("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
@@ -35,10 +36,7 @@ def add_scoring_options(parser: ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--histogram", type=Path, metavar="FILE.png", help="bits/dim by image; with --data of both sets")
     add("--json", type=Path, metavar="FILE", help="everything that is printed, and more")
-
-
-def check_scoring_options(options: Namespace) -> Namespace:
-    """A ValueError where numbers are out of range, or options do not go together."""
+    options = parser.parse_args(words)
     for name in ("samples", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
