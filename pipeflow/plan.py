@@ -8,18 +8,18 @@ from .config import parse_resume
 from .distributed import choose_device, prepare_process
 from .planning import PlanOptions
 from .reporting import report_plan
-from .units import argument, bits_per_second, bytes_of
+from .units import bits_per_second, bytes_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 where something is for the user to put right."""
     parser = Options("pipeflow.plan", "Forecasts what a run costs. Takes every setting of pipeflow.train as well.")
-    link, memory = argument(bits_per_second), argument(bytes_of)
-    parser.add_argument("--link", type=link, default=1e10, metavar="SPEED", help="between two devices; 10Gb/s")
-    parser.add_argument("--memory", type=memory, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")
-    parser.add_argument("--hosts", type=int, metavar="N", help="shows which process sits where, with --gpus-per-host")
-    parser.add_argument("--gpus-per-host", type=int, metavar="N", help="one process each")
-    parser.add_argument("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
+    add = parser.add_argument
+    add("--link", type=bits_per_second, default=1e10, metavar="SPEED", help="between two devices; 10Gb/s")
+    add("--memory", type=bytes_of, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")
+    add("--hosts", type=int, metavar="N", help="shows which process sits where, with --gpus-per-host")
+    add("--gpus-per-host", type=int, metavar="N", help="one process each")
+    add("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
     try:
         options, settings = parser.parse_known_args(words(arguments))
         out = vars(options).pop("out")

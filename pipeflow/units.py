@@ -6,7 +6,7 @@ Bits and bytes, thousands and 1,024s are mixed up so easily that a unit is alway
 import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 _BITS = {"b/s": 1.0, "kb/s": 1e3, "Kb/s": 1e3, "Mb/s": 1e6, "Gb/s": 1e9, "Tb/s": 1e12}
 _AMOUNTS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
@@ -15,6 +15,10 @@ _AMOUNTS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "T
 _TIMES = (("ms", 1e-3, 1.0), ("s", 1.0, 180.0), ("min", 60.0, 10800.0), ("h", 3600.0, math.inf))
 _SPEEDS = (("Tb/s", 1e12), ("Gb/s", 1e9), ("Mb/s", 1e6), ("kb/s", 1e3), ("b/s", 1.0))
 _BYTES = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("bytes", 1.0))
+
+
+class QuantityError(argparse.ArgumentTypeError, ValueError):
+    """What is no quantity; argparse repeats this sentence, where it would make one of its own for a ValueError."""
 
 
 def bits_per_second(text: str) -> float:
@@ -27,18 +31,6 @@ def bytes_of(text: str) -> float:
     return _quantity(text, _AMOUNTS, "an amount such as 80GB (MB, GB or TB; MiB, GiB or TiB for powers of 1,024)")
 
 
-def argument(read: Callable[[str], float]) -> Callable[[str], float]:
-    """A reader of quantities as the `type` of an argparse option, whose error message is then the reader's."""
-
-    def convert(text: str) -> float:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
-
-
 def _quantity(text: str, units: dict[str, float], wanted: str) -> float:
     found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z/]+)\s*", text)
     try:
@@ -46,7 +38,7 @@ def _quantity(text: str, units: dict[str, float], wanted: str) -> float:
     except (ValueError, KeyError):
         value = 0.0
     if not 0 < value < math.inf:
-        raise ValueError(f"{text!r} is not {wanted}.")
+        raise QuantityError(f"{text!r} is not {wanted}.")
     return value
 
 

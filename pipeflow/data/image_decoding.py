@@ -6,7 +6,6 @@ that does not fit, names it, and holds no more than a handful of them in memory.
 """
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from tqdm import tqdm
 Images = NDArray[np.uint8]
 OnCorrupt = Literal["stop", "skip"]
 _CHUNK = 64  # images in memory at a time
-_THREADS_PAY = 16 * 1024  # bytes a file; below it Python's lock costs more than a second core brings
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _KINDS = {1: "grey", 3: "in colour"}
 
@@ -102,18 +100,14 @@ def write(target: Path, root: Path, names: list[str], size: int | None, on_corru
             np.lib.format.write_array_header_1_0(file, facts)
             return file.tell()
 
-        def decoded() -> Iterator[Images | None]:
-            pays = (root / like.name).stat().st_size > _THREADS_PAY
-            for at in range(0, len(names), _CHUNK):
-                one = partial(_usable, root, size, on_corrupt, like)
-                yield from (pool.map if pays else map)(one, names[at : at + _CHUNK])
-
         start, kept = header(len(names)), 0
-        for image in decoded():
-            if image is not None:
-                file.write(image.tobytes())
-                kept += 1
-            bar.update()
+        usable = partial(_usable, root, size, on_corrupt, like)
+        for at in range(0, len(names), _CHUNK):
+            for image in pool.map(usable, names[at : at + _CHUNK]):
+                if image is not None:
+                    file.write(image.tobytes())
+                    kept += 1
+                bar.update()
         if not kept:
             raise ValueError(f"None of the {len(names)} {target.stem} images under '{root}' can be used.")
         file.seek(0)

@@ -11,7 +11,7 @@ from safetensors.torch import load as tensors_from
 from safetensors.torch import save_file
 
 from ..config import Config, from_dict
-from ..data import Space, space
+from ..data import PUBLISHED, DataConfig, Images, Space, Splits, images_of, space
 from ..distributed import World
 from ..model import CutConfig, Flow, GlowConfig, Maker, Truncated, averaged, build, check_flow, global_state, is_average
 from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint
@@ -56,6 +56,34 @@ class Trained(Source):
         if parts is None:
             return Flow([self.model.part], self.model.prior, self.data_space)
         return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.data_space)
+
+    def test_images(self, config: DataConfig, data: Splits | None) -> Images:
+        """Test images (N, H, W, C) uint8, or points (N, *event) float32, of a data set, or of a script's own `data`.
+
+        Raises a ValueError if they are not there, or have another shape or number of levels than the run's.
+        """
+        shape, levels = self.data_space.shape, self.data_space.levels
+        if config.name in PUBLISHED:  # what it looks like is known before a download
+            side = PUBLISHED[config.name].size
+            if levels != 256 or side != shape[1]:
+                raise self._unlike(config.name, f"{side}×{side} pixels with 256 levels")
+        try:
+            images, digests = images_of(config, data)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--data.root", "--root")) from error
+        check_own(digests, self.manifest, self.directory)
+        event = images.test.shape[1:]
+        found = (event[2], *event[:2]) if images.levels else event
+        if found != shape or images.levels != levels:
+            raise self._unlike(config.name, f"{'×'.join(map(str, found))} with {images.levels} levels")
+        return images.test
+
+    def _unlike(self, name: str, found: str) -> ValueError:
+        wanted = f"{'×'.join(map(str, self.data_space.shape))} with {self.data_space.levels} levels"
+        return ValueError(
+            f"The images of {name} are {found}, those of the run {wanted}; its flow can score no others. Say with "
+            "--root where the run's own are."
+        )
 
 
 def locate(path: str | Path, verify: bool = True) -> Source:

@@ -20,7 +20,6 @@ from ..distributed import ParallelConfig, World, open_world, prepare_process, sa
 from ..model import Maker
 from ..storage import MANIFEST
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
-from .held_out_images import held_out_images
 from .load import Source, Trained, load, locate, locate_together, read
 from .pictures import difference, interpolate, reconstruct
 
@@ -139,7 +138,7 @@ def _look(options: Namespace, source: Source | None, world: World, flow: Maker |
     if options.kind == "each-part":
         return _each_part(options, trained)
     config = trained.config.data
-    images = held_out_images(trained, replace(config, root=options.root or config.root), data)
+    images = trained.test_images(replace(config, root=options.root or config.root), data)
     return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, images, world.device)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from ..data import DataConfig, SourceName, Splits
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker, set_tensor_cores
-from .held_out_images import held_out_images
 from .load import Trained, locate_together, read
 from .scoring import Scores, score, standard_error
 
@@ -78,7 +77,7 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
-        label: world.rank_0_first(partial(held_out_images, trained, config, data if config.name == "own" else None))
+        label: world.rank_0_first(partial(trained.test_images, config, data if config.name == "own" else None))
         for label, config in _data_sets(options, trained).items()
     }
     shapes = {label: images.shape for label, images in splits.items()}
