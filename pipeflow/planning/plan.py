@@ -224,22 +224,16 @@ class Plan:
             process._asdict() | {"parts": [process.parts.start, process.parts.stop]}
             for process in self.placement.processes
         ]
-        return {
-            "image": list(self.image),
-            "images": self.images,
+        plain = ("image", "images", "device", "memory_bytes", "busy", "at", "cautions")
+        return {name: getattr(self, name) for name in plain} | {
             "batch": self.config.data.batch,
-            "device": self.device,
             "link_bits_per_s": self.link.bits_per_s,
-            "memory_bytes": self.memory_bytes,
-            "busy": self.busy,
-            "at": list(self.at),
-            "parts": [dataclasses.asdict(row) for row in self.parts],
             "least_link_bits_per_s": self.least_link,
+            "parts": [dataclasses.asdict(row) for row in self.parts],
             "ways": forecasts(self.ways),
             "best": [forecasts(ways) for ways in self.best],
             "phases": [dataclasses.asdict(row) for row in self.phases],
             "placement": placed,
-            "cautions": self.cautions,
             "format": 2,
             "torch": torch.__version__,
             "config": self.config.as_dict(),

@@ -1,4 +1,4 @@
-"""How all figures look, and what a report keeps of each: a PNG with its title and caption."""
+"""How all figures look, and what a report keeps of each; their captions are in page.html.jinja."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -27,12 +27,11 @@ STYLE: dict[Any, Any] = {
 
 
 class Drawing(NamedTuple):
-    """A figure of a report: the name of its PNG, its title and its caption, and the picture."""
+    """A figure of a report: the name of its PNG, the picture, and whether something lies above its frame."""
 
     file: str
-    title: str
-    caption: str
     png: bytes
+    cut_off: bool = False
 
 
 @contextmanager

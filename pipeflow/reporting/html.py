@@ -19,6 +19,7 @@ from ..model import scheme_cut
 from ..units import amount, duration
 from .drawing import REPORT_MAKER, Drawing
 from .run_history import RunHistory
+from .training_clock import PAUSE
 
 
 def page(histories: Sequence[RunHistory], drawings: Sequence[Sequence[Drawing]], compared: Drawing | None) -> str:
@@ -37,11 +38,14 @@ def page(histories: Sequence[RunHistory], drawings: Sequence[Sequence[Drawing]],
     templates.filters |= {"learning_rates": learning_rates, "speeds": speeds, "drifts": drifts}
     templates.filters["data_url"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
     figures = [{figure.file.rsplit("-", 1)[-1]: figure for figure in of_run} for of_run in drawings]
+    data_sets = [run.config.data for run in histories]
     return templates.get_template("page.html.jinja").render(
         maker=REPORT_MAKER,
+        pause=PAUSE,
         title=f"{len(histories)} runs compared" if len(histories) > 1 else histories[0].name,
         runs=histories,
         compared=compared,
+        kinds_of_images=len({(data.name, data.image_size, data.bits) for data in data_sets}),
         figures=figures,
     )
 

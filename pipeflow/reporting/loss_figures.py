@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..units import byte_unit, duration, time_unit
+from ..units import byte_unit, time_unit
 from .drawing import GREY, MODEL, Drawing, colour, new_figure
 from .run_files import Floats, Integers, PartMetrics
 from .run_history import PhaseHistory, RunHistory
-from .training_clock import PAUSE
 
 
 class Progress(NamedTuple):
@@ -27,25 +26,17 @@ class Progress(NamedTuple):
 def loss_by_epoch(history: RunHistory) -> Drawing:
     """Loss against passes over the data."""
     known = history.epoch_steps
-    label = "passes over the data (epochs)" if known else "batches (steps)"
-    window = _window(history)
-    caption = (
-        "Lines: training loss of the flow truncated after each part, smoothed over "
-        f"{window} steps; faint: every step. Points: the test split. The strip shows which part learns when."
+    progress = Progress(
+        "passes over the data (epochs)" if known else "batches (steps)", lambda step: step / (known or 1)
     )
-    progress = Progress(label, lambda step: step / (known or 1))
-    return _loss(history, progress, "loss_epoch", "Loss against epochs", caption, history.streams)
+    return _loss(history, progress, "loss_epoch.png", history.streams)
 
 
 def loss_by_time(history: RunHistory) -> Drawing:
     """Loss against seconds of training, without pauses."""
     unit, size = time_unit(history.seconds[-1])
     progress = Progress(f"time spent training ({unit})", lambda step: history.at(history.seconds, step) / size)
-    caption = (
-        f"The clock of the metrics, without pauses: a step longer than {PAUSE} times its phase's median "
-        f"(interruptions, long evaluations) is not counted. Left out: {duration(history.paused)}."
-    )
-    return _loss(history, progress, "loss_time", "Loss against time", caption, history.streams)
+    return _loss(history, progress, "loss_time.png", history.streams)
 
 
 def loss_by_bytes(history: RunHistory) -> Drawing | None:
@@ -55,20 +46,11 @@ def loss_by_bytes(history: RunHistory) -> Drawing | None:
         return None
     unit, size = byte_unit(sent[-1])
     label = f"latents handed forward by parts, computed ({unit})"
-    number = {"fp32": 4, "bf16": 2}[history.config.parallel.wire]
-    caption = (
-        f"Computed, not measured: {number} bytes a number of each latent and 4 of each log-likelihood, for every "
-        "packet of training that crosses a border, within a process or between two. End to end nothing crosses "
-        "borders; that phase is left out."
-    )
     parts = [stream for stream in history.streams if stream.part is not None]
-    progress = Progress(label, lambda step: history.at(sent, step) / size)
-    return _loss(history, progress, "loss_bytes", "Loss against bytes sent forward", caption, parts)
+    return _loss(history, Progress(label, lambda step: history.at(sent, step) / size), "loss_bytes.png", parts)
 
 
-def _loss(
-    history: RunHistory, progress: Progress, name: str, title: str, caption: str, streams: list[PartMetrics]
-) -> Drawing:
+def _loss(history: RunHistory, progress: Progress, file: str, streams: list[PartMetrics]) -> Drawing:
     parts = max([stream.part + 1 for stream in history.streams if stream.part is not None], default=1)
     phases = [phase for phase in history.phases if any(len(stream.in_phase(phase.number).step) for stream in streams)]
     with new_figure(4.3 + 0.14 * parts) as (figure, png):
@@ -83,8 +65,7 @@ def _loss(
         axes.margins(x=0.01)
         _draw_strip(strip, progress, streams, phases, parts)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        caption += " What lies above the frame is cut off." if cut_off else ""
-        return Drawing(f"{name}.png", title, caption, png())
+        return Drawing(file, png(), cut_off)
 
 
 def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: Progress) -> Floats:
@@ -96,7 +77,7 @@ def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: P
         rows = stream.phase == number
         step, bits = stream.step[rows], stream.bits[rows]
         bits = np.where(np.isfinite(bits), bits, np.nan)
-        soft = _smoothed(bits, _window(history))
+        soft = _smoothed(bits, history.window)
         # A part rests while others before it take their turns: only a short rest is bridged by a line.
         gaps = np.flatnonzero(np.diff(step) > max(1, 0.02 * steps)) + 1
         x = np.insert(progress.of(step), gaps, np.nan)
@@ -192,11 +173,6 @@ def _label(history: RunHistory, stream: PartMetrics) -> str:
     if stream.part is None:
         return "end to end"
     return f"after part {stream.part + 1}" + (" (the model)" if stream.part + 1 == history.config.cut.parts else "")
-
-
-def _window(history: RunHistory) -> int:
-    """Over how many steps the loss is smoothed."""
-    return max(3, len(history.steps) // 60)
 
 
 def _smoothed(values: Floats, window: int) -> Floats:

@@ -10,7 +10,6 @@ from ..units import time_unit
 from .drawing import GREY, MODEL, Drawing, colour, new_figure
 from .run_files import Floats
 from .run_history import RunHistory
-from .training_clock import PAUSE
 
 _SHADES = {"computing": "#56B4E9", "waiting for a packet": "#BBBBBB", "handing on": "#CC79A7"}
 
@@ -41,11 +40,7 @@ def ledger_figure(history: RunHistory) -> Drawing | None:
         axes.set(xlabel="passes over the data (epochs)", ylabel="bits/dim on the test split")
         axes.margins(x=0)
         figure.legend(loc="outside lower center", ncols=3)
-        caption = (
-            "What each kind of step adds to the code length of the test images. Log-determinants mostly take bits "
-            "away, and hang below zero; all entries add up to the model's bits/dim."
-        )
-        return Drawing("ledger.png", "Where the bits go", caption, png())
+        return Drawing("ledger.png", png())
 
 
 def _entries(lines: list[dict[str, Any]]) -> list[tuple[str, list[float], dict[str, Any]]]:
@@ -101,12 +96,7 @@ def time_shares_figure(history: RunHistory) -> Drawing:
         axes.spines["left"].set_visible(False)
         patches = [matplotlib.patches.Patch(color=shade, label=label) for label, shade in _SHADES.items()]
         figure.legend(handles=patches, loc="outside lower center", ncols=3)
-        caption = (
-            "A part that waits has a slower one before it; one that is long in handing on has a slower one after it. "
-            "In one process parts take turns, so none waits. End to end it is the first process, whose averaging of "
-            "gradients counts as computing."
-        )
-        return Drawing("shares.png", "Who waits, who computes", caption, png())
+        return Drawing("shares.png", png())
 
 
 def comparison_figure(histories: Sequence[RunHistory]) -> Drawing | None:
@@ -126,8 +116,4 @@ def comparison_figure(histories: Sequence[RunHistory]) -> Drawing | None:
         left.set(xlabel="passes over the data (epochs)", ylabel="test bits/dim of the model")
         right.set(xlabel=f"time spent training ({unit})")
         figure.legend(loc="outside lower center", ncols=min(4, len(histories)))
-        caption = f"Time without pauses (steps longer than {PAUSE} times their phase's median are not counted)."
-        data = [history.config.data for history in histories]
-        if len({(config.name, config.image_size, config.bits) for config in data}) > 1:
-            caption += " These runs learn from different images, whose bits/dim must not be compared."
-        return Drawing("compared.png", "The models compared", caption, png())
+        return Drawing("compared.png", png())

@@ -85,6 +85,11 @@ class RunHistory:
         return self.evaluations[-1]["step"] / self.evaluations[-1]["epoch"] if self.evaluations else None
 
     @property
+    def window(self) -> int:
+        """Over how many steps figures smooth the loss."""
+        return max(3, len(self.steps) // 60)
+
+    @property
     def planned_steps(self) -> int | None:
         """The step at which the run will be complete, or was; None where that is not known yet."""
         if not self.epoch_steps:
