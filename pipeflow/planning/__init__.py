@@ -8,19 +8,3 @@ from .placement import Placement, place_processes
 from .plan import Plan
 from .profile import Link, Profile
 from .run_profile import measured_profile
-
-__all__ = [
-    "Forecast",
-    "Link",
-    "Placement",
-    "Plan",
-    "PlanOptions",
-    "Profile",
-    "balanced_cut",
-    "compare",
-    "make_plan",
-    "measure_steps",
-    "measured_profile",
-    "place_processes",
-    "resolve_cut",
-]

@@ -7,27 +7,3 @@ from .manifest import Manifest, check_own
 from .run_directory import CHECKPOINTS, END_TO_END, EVALUATION, MANIFEST, MODEL, RunDirectory, part_stream, run_of
 from .run_lock import claim, release
 from .verify import check_names, check_values, is_provisional, owner_of
-
-__all__ = [
-    "CHECKPOINTS",
-    "END_TO_END",
-    "EVALUATION",
-    "MANIFEST",
-    "MODEL",
-    "CheckpointConfig",
-    "Manifest",
-    "RunDirectory",
-    "Saver",
-    "Stream",
-    "check_names",
-    "check_own",
-    "check_values",
-    "claim",
-    "is_provisional",
-    "owner_of",
-    "part_stream",
-    "release",
-    "rewind",
-    "run_of",
-    "write_whole",
-]
