@@ -87,14 +87,10 @@ class Trained(Source):
 
 
 def locate(path: str | Path, verify: bool = True) -> Source:
-    """Finds the newest undamaged checkpoint of a run, or takes the checkpoint that `path` is.
+    """Finds the newest undamaged checkpoint of a run, or takes the checkpoint (`RUN/checkpoints/step-<n>`) at `path`.
 
-    Args:
-        path: a run directory, or `RUN/checkpoints/step-<n>`.
-        verify: compare all files with their checksums; else only the manifest is read.
-
-    Raises:
-        ValueError: there is no checkpoint, or it is damaged.
+    With `verify` all files are compared with their checksums; else only the manifest is read. A ValueError says that
+    there is no checkpoint, or how it is damaged.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
@@ -119,14 +115,9 @@ def _source(directory: Path, verify: bool) -> Source:
 
 
 def read(path: str | Path | Source, flow: Maker | None = None) -> Trained:
-    """Loads a checkpoint, with averaged weights where the run keeps them (`ema`).
+    """Loads what `locate` finds or has found, with averaged weights where the run keeps them (`ema`).
 
-    Args:
-        path: a run directory, `RUN/checkpoints/step-<n>`, or what `locate` returned.
-        flow: makes the steps, where they are those of a script's own flow.
-
-    Raises:
-        ValueError: there is no checkpoint, it is damaged, or the flow is another.
+    `flow` makes the steps, where they are those of a script's own flow; a ValueError if it is another.
     """
     source = path if isinstance(path, Source) else locate(path)
     check_user_flow(source, flow)

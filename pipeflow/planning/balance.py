@@ -35,14 +35,8 @@ def resolve_cut(
 def balanced_cut(profile: Profile, parts: int, images: int, link: Link | None = None) -> tuple[int, ...]:
     """Flow steps before each border of the cut whose slowest part, or link, takes the fewest seconds.
 
-    Args:
-        profile: what was measured.
-        parts: number of parts.
-        images: that a part gets of a batch.
-        link: between two devices; links take no time by default.
-
-    Raises:
-        ValueError: more parts than flow steps.
+    `images` are those that a part gets of a batch; links take no time by default. A ValueError where there are more
+    parts than flow steps.
     """
     return smallest_maximum(
         [cost.seconds(images) for cost in profile.steps],
@@ -59,12 +53,9 @@ def smallest_maximum(
 
     Args:
         costs: seconds of each flow step.
-        parts: number of parts.
+        parts: number of parts; a ValueError where there are fewer flow steps.
         endings: seconds that a part takes besides if it ends after each flow step; none by default.
         carry: seconds that a packet takes over a border after each flow step; the largest of them counts like a part.
-
-    Raises:
-        ValueError: more parts than flow steps.
     """
     many = len(costs)
     if parts > many:

@@ -44,17 +44,10 @@ def measure_steps(
     device: torch.device,
     options: StepOptions = StepOptions(),
 ) -> list[Cost]:
-    """The cost of every step: medians of repeated runs, after one to warm up.
+    """The cost of every step, with `batches` images, rising: medians of repeated runs, after one to warm up.
 
-    Args:
-        steps: the whole flow, on the CPU; neither changed nor moved.
-        event: shape of what enters.
-        batches: sizes to measure at, rising.
-        device: where the run takes place.
-        options: of the run.
-
-    Raises:
-        ValueError: a step at the largest batch does not fit into the memory of the device.
+    The steps are the whole flow, on the CPU, neither changed nor moved; `event` is the shape of what enters. A
+    ValueError says which step at the largest batch does not fit into the memory of the device.
     """
     known: dict[tuple[object, ...], Cost] = {}
     costs = []

@@ -48,13 +48,8 @@ class Placement(NamedTuple):
 def place_processes(parts: int, hosts: int, gpus_per_host: int, replicas: int | None = None) -> Placement:
     """The grid for a world of hosts × GPUs: complete chains, or one chain whose processes hold several parts.
 
-    Args:
-        parts: of a chain.
-        hosts, gpus_per_host: one process per GPU, numbered host by host as torchrun does.
-        replicas: number of chains; by default as many as the processes make.
-
-    Raises:
-        ValueError: a number below 1, or processes that do not make complete chains, with the sizes that do.
+    By default there are as many replicas as the processes make. A ValueError names a number below 1, or the sizes that
+    would make complete chains.
     """
     for name, value in (("parts", parts), ("hosts", hosts), ("GPUs a host", gpus_per_host)):
         if value < 1:

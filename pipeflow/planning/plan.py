@@ -68,11 +68,9 @@ class Plan:
         busy: share of the measuring in which something else had the CPU.
         link: between two devices.
         memory_bytes: of a device.
-        placement: stages × replicas over hosts; None for a device per part and replica.
-        replicas: chains side by side.
+        placement, replicas: stages × replicas over hosts, None for a device per part and replica; chains side by side.
         image: (C, H, W) of an image.
-        profile: what was measured.
-        at: flow steps before each border.
+        profile, at: what was measured, and flow steps before each border.
     """
 
     config: Config

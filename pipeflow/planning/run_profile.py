@@ -37,13 +37,8 @@ def measured_profile(
     Args:
         config: the run's settings; the optimizer is that of its first phase.
         space: of the data.
-        steps: the whole flow, on the CPU; neither changed nor moved.
-        device: where the run takes place.
-        batches: sizes to measure at, rising.
+        steps, device, batches: as for `measure_steps`.
         flow: that a script hands over; it makes the heads, if there are any.
-
-    Raises:
-        ValueError: a step does not fit into the memory of the device.
     """
     batches, optimizer = tuple(batches), config.phases[0].optimizer
     options = StepOptions(config.precision, config.layout, config.compile, config.activations, optimizer, config.ema)
