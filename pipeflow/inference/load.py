@@ -11,7 +11,7 @@ from safetensors.torch import load as tensors_from
 from safetensors.torch import save_file
 
 from ..config import Config, from_dict
-from ..data import PUBLISHED, DataConfig, Images, Space, Splits, images_of, space
+from ..data import PUBLISHED, DataConfig, Images, Space, Split, Splits, images_of, space
 from ..distributed import World
 from ..model import CutConfig, Flow, GlowConfig, Maker, Truncated, averaged, build, check_flow, global_state, is_average
 from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint
@@ -57,11 +57,14 @@ class Trained(Source):
             return Flow([self.model.part], self.model.prior, self.data_space)
         return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.data_space)
 
-    def test_images(self, config: DataConfig, data: Splits | None) -> Images:
-        """Test images (N, H, W, C) uint8, or points (N, *event) float32, of a data set, or of a script's own `data`.
+    def held_out_images(self, config: DataConfig, data: Splits | None, split: Split = "test") -> Images:
+        """Images (N, H, W, C) uint8, or points (N, *event) float32, of a data set, or of a script's own `data`.
 
-        Raises a ValueError if they are not there, or have another shape or number of levels than the run's.
+        The split "validation" is of the run's own data only. A ValueError says that they are not there, that they have
+        another shape or number of levels than the run's, or that the run has no such split.
         """
+        if split == "validation" and not config.validation:
+            raise ValueError(f"{self.directory} has no validation split: data.validation is 0 in its run.")
         shape, levels = self.data_space.shape, self.data_space.levels
         if config.name in PUBLISHED:  # what it looks like is known before a download
             side = PUBLISHED[config.name].size
@@ -76,7 +79,7 @@ class Trained(Source):
         found = (event[2], *event[:2]) if images.levels else event
         if found != shape or images.levels != levels:
             raise self._unlike(config.name, f"{'×'.join(map(str, found))} with {images.levels} levels")
-        return images.test
+        return images.test if split == "test" else images.hold_out(config.validation, self.config.seed).evaluated()[1]
 
     def _unlike(self, name: str, found: str) -> ValueError:
         wanted = f"{'×'.join(map(str, self.data_space.shape))} with {self.data_space.levels} levels"

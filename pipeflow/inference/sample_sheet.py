@@ -138,7 +138,7 @@ def _look(options: Namespace, source: Source | None, world: World, flow: Maker |
     if options.kind == "each-part":
         return _each_part(options, trained)
     config = trained.config.data
-    images = trained.test_images(replace(config, root=options.root or config.root), data)
+    images = trained.held_out_images(replace(config, root=options.root or config.root), data)
     return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, images, world.device)
 
 

@@ -27,6 +27,7 @@ def scoring_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
     add("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
+    add("--split", choices=("test", "validation"), default="test", help="of the run's own data (default: test)")
     add("--samples", type=int, default=1, metavar="K", help="draws of noise an image (default: 1)")
     add("--data", choices=get_args(SourceName), help="score the test split of this data set instead")
     add("--root", metavar="DIR", help="where the files of the scored data set are")
@@ -39,6 +40,8 @@ def scoring_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     for name in ("samples", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    if options.split == "validation" and options.data:
+        raise ValueError("--split validation is of the run's own data; --data scores the test split of others.")
     if options.own_root and not (options.data and options.histogram):
         raise ValueError("--own-root only says where the second data set of a --histogram with --data is; use --root.")
     return options
@@ -77,7 +80,9 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
-        label: world.rank_0_first(partial(trained.test_images, config, data if config.name == "own" else None))
+        label: world.rank_0_first(
+            partial(trained.held_out_images, config, data if config.name == "own" else None, options.split)
+        )
         for label, config in _data_sets(options, trained).items()
     }
     shapes = {label: images.shape for label, images in splits.items()}
@@ -86,7 +91,7 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     found: dict[str, Scores] = {}
     for label, images in splits.items():
         found[label] = score(trained, images, options.seed, options.samples, options.batch, world)
-        say(world, _table(trained, label, found[label]))
+        say(world, _table(trained, label, options.split, found[label]))
     if world.rank == 0 and options.json:
         about = {
             "run": str(options.run),
@@ -95,11 +100,11 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
             "batch": options.batch or trained.config.data.batch,
             "processes": world.size,
             "device": world.device.type,
-            "results": [{"data": label, "split": "test", **scores.as_dict()} for label, scores in found.items()],
+            "results": [{"data": label, "split": options.split, **scores.as_dict()} for label, scores in found.items()],
         }
         _write(options.json, (json.dumps(about, indent=2) + "\n").encode())
     if world.rank == 0 and options.histogram:
-        _write(options.histogram, _histogram(found, step))
+        _write(options.histogram, _histogram(found, step, options.split))
 
 
 def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
@@ -113,14 +118,14 @@ def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
     return found | ({own.name: replace(own, root=options.own_root or own.root)} if options.histogram else {})
 
 
-def _table(trained: Trained, label: str, scores: Scores) -> str:
+def _table(trained: Trained, label: str, split: str, scores: Scores) -> str:
     images = bool(trained.data_space.levels)
     draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of dequantisation noise (seed {scores.seed})"
-    what = f"{scores.images} test {'images' if images else 'points'} of {label}{draws * images}"
+    what = f"{scores.images} {split} {'images' if images else 'points'} of {label}{draws * images}"
     return f"{trained.directory}: {what}\n{scores.table()}"
 
 
-def _histogram(found: dict[str, Scores], step: str) -> bytes:
+def _histogram(found: dict[str, Scores], step: str, split: str) -> bytes:
     """A PNG of the bits/dim by image of the model (or of the last truncation there is), a colour a data set."""
     from matplotlib.figure import Figure  # here, because nothing else needs it; without pyplot no window is opened
 
@@ -134,7 +139,7 @@ def _histogram(found: dict[str, Scores], step: str) -> bytes:
     axes = figure.add_subplot(xlabel="bits/dim of an image", ylabel="share of the images")
     for name, row in rows.items():
         bits = row.bits_per_dim
-        label = f"{name}: {bits.mean():.4f} ± {standard_error(bits):.4f}, {len(bits)} test images"
+        label = f"{name}: {bits.mean():.4f} ± {standard_error(bits):.4f}, {len(bits)} {split} images"
         # Heights are shares, so that data sets of different sizes compare.
         axes.hist(finite[name], edges, weights=np.full(len(finite[name]), 1 / len(bits)), alpha=0.6, label=label)
     axes.set_title(f"{step}, {next(iter(rows.values())).label}")

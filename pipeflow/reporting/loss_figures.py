@@ -1,7 +1,7 @@
 """Loss against epochs, against time and against bytes handed forward.
 
 TensorBoard draws a scalar against a step. A run by parts asks which part learned when, and what that cost in passes,
-time and bytes: a line per part lies under a strip that shows when each part learned, and the test split is points.
+time and bytes: a line per part lies under a strip that shows when each part learned, and evaluations are points.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,8 @@ class Progress(NamedTuple):
 def loss_by_epoch(history: RunHistory) -> Drawing:
     """Loss against passes over the data."""
     known = history.epoch_steps
-    progress = Progress(
-        "passes over the data (epochs)" if known else "batches (steps)", lambda step: step / (known or 1)
-    )
-    return _loss(history, progress, "loss_epoch.png", history.streams)
+    label = "passes over the data (epochs)" if known else "batches (steps)"
+    return _loss(history, Progress(label, lambda step: step / (known or 1)), "loss_epoch.png", history.streams)
 
 
 def loss_by_time(history: RunHistory) -> Drawing:
@@ -91,7 +89,7 @@ def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: P
 
 
 def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phases: list[PhaseHistory]) -> list[float]:
-    """Draws the test split; returns the values."""
+    """Draws the evaluations; returns the values."""
     lines = [line for line in history.evaluations if any(phase.first <= line["step"] <= phase.last for phase in phases)]
     drawn: list[float] = []
 
@@ -104,9 +102,9 @@ def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phase
 
     for part in range(max((len(line["parts"]) for line in lines), default=0)):
         truncated = [line for line in lines if part < len(line["parts"]) - bool(line["complete"])]
-        scatter(truncated, part, color=colour(part), marker="o", s=16, label=f"test: after part {part + 1}")
+        scatter(truncated, part, color=colour(part), marker="o", s=16, label=f"{history.split}: after part {part + 1}")
     complete = [line for line in lines if line["complete"]]
-    scatter(complete, -1, color=MODEL, marker="D", s=30, label="test: the model")
+    scatter(complete, -1, color=MODEL, marker="D", s=30, label=f"{history.split}: the model")
     return drawn
 
 

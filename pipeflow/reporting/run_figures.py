@@ -37,7 +37,7 @@ def ledger_figure(history: RunHistory) -> Drawing | None:
         axes.plot(epochs, bits, color="white", linewidth=4)
         axes.plot(epochs, bits, color=MODEL, linewidth=2, label="their sum: the model")
         axes.axhline(0, color=MODEL, linewidth=0.8)
-        axes.set(xlabel="passes over the data (epochs)", ylabel="bits/dim on the test split")
+        axes.set(xlabel="passes over the data (epochs)", ylabel=f"bits/dim on the {history.split} split")
         axes.margins(x=0)
         figure.legend(loc="outside lower center", ncols=3)
         return Drawing("ledger.png", png())
@@ -113,7 +113,8 @@ def comparison_figure(histories: Sequence[RunHistory]) -> Drawing | None:
             look: dict[str, Any] = {"color": colour(number), "marker": "osD^vP"[number % 6], "markersize": 4}
             left.plot([line["epoch"] for line in lines], bits, label=history.name, **look)
             right.plot(history.at(history.seconds, steps) / size, bits, **look)
-        left.set(xlabel="passes over the data (epochs)", ylabel="test bits/dim of the model")
+        splits = " or ".join(sorted({history.split for history in histories}))
+        left.set(xlabel="passes over the data (epochs)", ylabel=f"{splits} bits/dim of the model")
         right.set(xlabel=f"time spent training ({unit})")
         figure.legend(loc="outside lower center", ncols=min(4, len(histories)))
         return Drawing("compared.png", png())

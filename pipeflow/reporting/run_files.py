@@ -60,7 +60,7 @@ class PartMetrics:
 
 
 class SavedCheckpoint(NamedTuple):
-    """A checkpoint on disk: its size, its model's test bits/dim if evaluated, or why its manifest cannot be read."""
+    """A checkpoint on disk: its size, its model's bits/dim if evaluated, or why its manifest cannot be read."""
 
     step: int
     bits_per_dim: float | None
@@ -106,7 +106,7 @@ def read_lines(file: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_evaluations(file: Path) -> list[dict[str, Any]]:
-    """The evaluations on the test split, in order."""
+    """The evaluations while the run trained, in order."""
     lines = read_lines(file, ("step", "epoch", "dequantisation"))
     for line in lines:
         parts = line.get("parts")
@@ -149,7 +149,7 @@ def read_checkpoints(run: RunDirectory) -> tuple[list[SavedCheckpoint], Manifest
         directory, bits, wrong = run.checkpoint(step), None, None
         try:
             newest = checkpoint.read_manifest(directory)
-            bits = newest.test_bits_per_dim
+            bits = newest.bits_per_dim
         except (OSError, ValueError) as error:
             wrong = str(error)
         size = sum(path.stat().st_size for path in directory.glob("*") if path.is_file())
