@@ -19,9 +19,11 @@ _CONTROL_TIMEOUT = timedelta(days=30)
 class ProcessGroups:
     """The groups that a process is in, beside the default one, which carries control messages over gloo.
 
-    Those for training by parts, of neighbours and of replicas, are opened here, in one order by all processes; those of
-    a whole chain and of everyone when all processes first ask for them, at one point of an end-to-end phase. Opened
-    one by one when a process happens to need them they could deadlock. There are no groups of one process.
+    Those for training by parts, of neighbours and of replicas, are opened here, in one order by all processes. Those of
+    a whole chain and of everyone cost time and memory over NCCL, where they are opened when all processes first ask for
+    them, at one point of an end-to-end phase; opened one by one when a process happens to need them they could
+    deadlock. Over gloo they are opened here, everyone's first: PyTorch numbers groups, and its DTensors remember the
+    number that the group of these ranks had in an earlier world. There are no groups of one process.
 
     Args:
         here: this process among the others.
@@ -32,7 +34,9 @@ class ProcessGroups:
     def __init__(self, here: Topology, config: ParallelConfig, backend: str) -> None:
         self._here, self._backend, self._timeout = here, backend, _timeout(config, backend)
         self._opened: dict[str, Any] = {}
-        self.of("replicas")
+        eager: tuple[Members, ...] = ("everyone", "chain", "replicas") if backend == "gloo" else ("replicas",)
+        for members in eager:
+            self.of(members)
         owners = [here.grid.owner(replica) for replica in range(here.grid.replicas)]
         self._edges = {
             border: self._open([[owner[border], owner[border + 1]] for owner in owners])

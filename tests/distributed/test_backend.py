@@ -9,6 +9,7 @@ import torch.distributed as dist
 import pipeflow.plan
 from pipeflow.distributed import ParallelConfig, World, choose_device, open_world, process_world
 from pipeflow.distributed.device import choose_backend
+from pipeflow.distributed.process_groups import ProcessGroups
 from tests.support.processes import in_processes
 
 CUDA = torch.device("cuda", 0)
@@ -111,15 +112,17 @@ def test_all_processes_take_one_backend(tmp_path, backends, choices, expected):
     assert found[0] == found[1] and found[0].startswith(expected)
 
 
-def opens(init_method, parts, replicas):
+def opens(init_method, parts, replicas, backend):
     """The groups that were opened at the start, and by the time that those of an end-to-end phase were asked for."""
+    config = ParallelConfig(replicas=replicas)
+    world = open_world(config, parts, "cpu", init_method)
     new_group, ranks = dist.new_group, []
-    dist.new_group = lambda members, **options: (ranks.append(members), new_group(members, **options))[1]
-    world = open_world(ParallelConfig(replicas=replicas), parts, "cpu", init_method)
+    dist.new_group = lambda members, **_: (ranks.append(members), new_group(members, backend="gloo"))[1]
+    groups = ProcessGroups(world, config, backend)
     at_start = list(ranks)
-    world.group("chain"), world.group("everyone")
-    assert world.group("everyone") is world.group("everyone")
-    assert (world.group("chain") is world.group("everyone")) is (replicas == 1)
+    groups.of("chain"), groups.of("everyone")
+    assert groups.of("everyone") is groups.of("everyone")
+    assert (groups.of("chain") is groups.of("everyone")) is (replicas == 1)
     return at_start, ranks
 
 
@@ -134,5 +137,9 @@ def opens(init_method, parts, replicas):
 def test_groups_are_opened_where_they_are_needed_and_none_of_one_process(
     tmp_path, size, parts, replicas, at_start, later
 ):
-    for found, ranks in in_processes(size, opens, parts, replicas, directory=tmp_path, timeout_s=60):
+    arguments = (parts, replicas, "nccl")
+    for found, ranks in in_processes(size, opens, *arguments, directory=tmp_path / "nccl", timeout_s=60):
         assert found == at_start and ranks == at_start + later
+    for found, ranks in in_processes(size, opens, parts, replicas, "gloo", directory=tmp_path / "gloo", timeout_s=60):
+        assert found == ranks and sorted(ranks) == sorted(at_start + later)
+        assert ranks[0] == list(range(size)), "everyone's group is the first, whatever the grid"

@@ -51,11 +51,15 @@ def bits_per_dim(directory: Path) -> float:
     return json.loads((directory / "result.json").read_text())["test_bits_per_dim"]
 
 
-@both_backends
-def test_a_chain_is_one_process_to_the_bit_until_it_joins(one, tmp_path, eager):
+@pytest.mark.parametrize(
+    ("eager", "resumed"), [(False, False), (True, False), (False, True)], ids=["lazy", "eager", "lazy, resumed"]
+)
+def test_a_chain_is_one_process_to_the_bit_until_it_joins(one, tmp_path, eager, resumed):
+    """The processes connect at ActNorm's start, or where they go on from a checkpoint in the training loop."""
+    resume = one / "three" / "checkpoints" / "step-8" if resumed else None
     config = small_config(tmp_path / "run", PHASES)
-    in_processes(3, with_manners, eager, fit_in, config, directory=tmp_path / "meet", timeout_s=60)
-    for step in ("step-8", "step-11"):
+    in_processes(3, with_manners, eager, fit_in, config, resume, directory=tmp_path / "meet", timeout_s=60)
+    for step in ("step-8", "step-11")[resumed:]:
         expected, found = (checkpoint.load(at / "checkpoints" / step)[0] for at in (one / "three", tmp_path / "run"))
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert bits_per_dim(tmp_path / "run") == pytest.approx(bits_per_dim(one / "three"), abs=1e-4)

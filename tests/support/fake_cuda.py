@@ -4,7 +4,8 @@ The tensors are those of PyTorch's `FakeTensorMode`. The device is cuda:1, so th
 is cuda:0, shows. Streams and events do nothing, and are noted.
 """
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -12,6 +13,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.support.tape import tensors
 
 DEVICE = torch.device("cuda", 1)
 
@@ -23,9 +27,13 @@ def fake_cuda() -> Iterator[mock.MagicMock]:
     names = ("Event", "Stream", "stream", "current_stream")
     patches = [mock.patch.object(torch.cuda, name, getattr(notes, name)) for name in names]
     # Without it, autocast would switch itself off.
-    patches.append(mock.patch.object(torch.cuda, "is_available", return_value=True))
-    patches.append(mock.patch.object(torch.autograd, "backward", _backward))
-    with FakeTensorMode(allow_non_fake_inputs=False):
+    available = ("is_available", "is_bf16_supported")
+    patches += [mock.patch.object(torch.cuda, name, return_value=True) for name in available]
+    patches += [
+        mock.patch.object(torch.autograd, name, own) for name, own in (("backward", _backward), ("grad", _grad))
+    ]
+    patches.append(mock.patch("torch._subclasses.fake_tensor.init_gpu_context"))
+    with FakeTensorMode(), _FusedOptimizers():
         for patch in patches:
             patch.start()
         try:
@@ -33,6 +41,16 @@ def fake_cuda() -> Iterator[mock.MagicMock]:
         finally:
             for patch in patches:
                 patch.stop()
+
+
+class _FusedOptimizers(TorchDispatchMode):
+    """With a learning rate on the device, fused optimizers have no counterpart without a GPU; only devices are seen."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not str(func).startswith("aten._fused_adam"):
+            return func(*args, **(kwargs or {}))
+        assert all(tensor.device == DEVICE for tensor in tensors((args, kwargs))), func
+        return None
 
 
 def move(module: nn.Module) -> nn.Module:
@@ -49,15 +67,55 @@ def _moved(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
 
 
+def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """Leaf → gradient: what autograd's engine would do, which refuses a device that is not there."""
+    waiting: Counter[Any] = Counter()
+    stack, seen = [output.grad_fn for output in outputs], set[Any]()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [above for above, _ in node.next_functions]
+            waiting.update(above for above, _ in node.next_functions if above is not None)
+    buffers: dict[Any, dict[int, Tensor]] = defaultdict(dict)
+    found: dict[Tensor, Tensor] = {}
+
+    def add(node: Any, number: int, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            like = node._input_metadata[number]
+            gradient = gradient.sum_to_size(like.shape).to(like.dtype)
+            assert gradient.device == like.device
+            buffers[node][number] = buffers[node][number] + gradient if number in buffers[node] else gradient
+
+    for output, gradient in zip(outputs, given, strict=True):
+        assert output.device == gradient.device and output.shape == gradient.shape
+        add(output.grad_fn, output.output_nr, gradient)
+    ready = [node for node in {output.grad_fn for output in outputs} if not waiting[node]]
+    while ready:
+        node = ready.pop()
+        incoming = buffers.pop(node, {})
+        above: Any = (None,) * len(node.next_functions)
+        if incoming and (leaf := getattr(node, "variable", None)) is not None:
+            found[leaf] = incoming[0]
+        elif incoming:
+            arguments = [incoming.get(number) for number in range(max(incoming) + 1)]
+            above = (node if callable(node) else node.apply)(*arguments)
+            above = above if isinstance(above, tuple) else (above,)
+            above = above[-len(node.next_functions) :]  # before the tensors, a Function may take other things
+        for (following, number), gradient in zip(node.next_functions, above, strict=True):
+            if following is not None:
+                add(following, number, gradient)
+                waiting[following] -= 1
+                ready += [following] * (not waiting[following])
+    return found
+
+
 def _backward(loss: Tensor, gradient: Tensor) -> None:
-    """Autograd's engine refuses a device that is not there: every parameter behind the loss gets a gradient instead."""
-    assert loss.device == gradient.device == DEVICE
-    pending, seen = [loss.grad_fn], set[Any]()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            leaf.grad = torch.empty_like(leaf)
-        pending += [above for above, _ in node.next_functions]
+    for leaf, found in gradients([loss], [gradient]).items():
+        assert leaf.device == found.device and leaf.shape == found.shape
+        leaf.grad = found if leaf.grad is None else leaf.grad + found
+
+
+def _grad(outputs: Any, inputs: Any, given: Any, allow_unused: bool = False) -> tuple[Tensor | None, ...]:
+    found = gradients(outputs, given)
+    return tuple(found.get(leaf) for leaf in inputs)
