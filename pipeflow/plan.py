@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from .cli import Options, print_error, words
 from .config import parse_resume
 from .distributed import choose_device, prepare_process
-from .planning import PlanOptions
 from .reporting import report_plan
 from .units import bits_per_second, bytes_of
 
@@ -22,12 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
     try:
         options, settings = parser.parse_known_args(words(arguments))
-        out = vars(options).pop("out")
         config, resume = parse_resume(settings)
         if resume is not None:
             raise ValueError("--resume is an option of pipeflow.train; a plan needs the settings alone.")
         prepare_process(config.parallel.threads, choose_device(config.device))
-        print(report_plan(config, PlanOptions(**vars(options)), out))
+        print(report_plan(config, **vars(options)))
     except ValueError as error:
         print_error(error)
         return 2

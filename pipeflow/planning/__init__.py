@@ -2,7 +2,7 @@
 
 from .balance import balanced_cut, resolve_cut
 from .forecast import Forecast, compare
-from .make_plan import PlanOptions, make_plan
+from .make_plan import make_plan
 from .measure import measure_steps
 from .placement import Placement, place_processes
 from .plan import Plan

@@ -3,7 +3,6 @@
 import os
 import platform
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -19,31 +18,26 @@ from .profile import Link
 from .run_profile import batch_sizes, measured_profile
 
 
-@dataclass(frozen=True)
-class PlanOptions:
-    """What a plan is made for, besides the run's settings.
+def make_plan(
+    config: Config,
+    link: float = 1e10,
+    memory: float | None = None,
+    hosts: int | None = None,
+    gpus_per_host: int | None = None,
+) -> Plan:
+    """Measures the steps of a run's flow on this device, for some seconds; the plan computes the rest.
 
-    Attributes:
+    Args:
+        config: the settings of the run.
         link: speed between two devices in each direction, in bits per second.
         memory: bytes of a device; None takes those of the device that is measured, or of this host.
         hosts, gpus_per_host: a grid with one process per GPU; None plans for a device per part and replica.
+
+    Raises:
+        ValueError: settings that `train` would refuse, or that no plan can be made for.
     """
-
-    link: float = 1e10
-    memory: float | None = None
-    hosts: int | None = None
-    gpus_per_host: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.hosts is None) != (self.gpus_per_host is None):
-            raise ValueError("--hosts and --gpus-per-host belong together; give both, or none.")
-
-
-def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
-    """Measures the steps of a run's flow on this device, for some seconds; the plan computes the rest.
-
-    Raises a ValueError for settings that `train` would refuse, or that no plan can be made for.
-    """
+    if (hosts is None) != (gpus_per_host is None):
+        raise ValueError("--hosts and --gpus-per-host belong together; give both, or none.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A plan is made by one process, also for many; start it without torchrun.")
     data, parts = config.data, config.cut.parts
@@ -54,8 +48,8 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
     for phase in config.phases:
         turns(phase, parts, images, data.batch)
     placement = None
-    if options.hosts is not None and options.gpus_per_host is not None:
-        placement = place_processes(parts, options.hosts, options.gpus_per_host, config.parallel.replicas)
+    if hosts is not None and gpus_per_host is not None:
+        placement = place_processes(parts, hosts, gpus_per_host, config.parallel.replicas)
     replicas = placement.replicas if placement else config.parallel.replicas or 1
     if replicas > data.batch:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
@@ -70,7 +64,7 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
         at = balanced_cut(profile, parts, images_per_part)
     else:
         at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
-    name, memory, at_once = _described(device, config.parallel.threads)
+    name, measured_memory, at_once = _described(device, config.parallel.threads)
     return Plan(
         config=config,
         images=images,
@@ -78,8 +72,8 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
         cuda=device.type == "cuda",
         at_once=at_once,
         busy=max(0.0, 1 - computed / took) if device.type == "cpu" else 0.0,
-        link=Link(options.link),
-        memory_bytes=options.memory or memory,
+        link=Link(link),
+        memory_bytes=memory or measured_memory,
         placement=placement,
         replicas=replicas,
         image=image,

@@ -4,19 +4,21 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ..config import Config
-from ..planning import Placement, Plan, PlanOptions, Profile, make_plan
+from ..planning import Placement, Plan, Profile, make_plan
 from ..storage import write_whole
 from ..units import amount, duration, rate, speed
 from .drawing import PLAN_MAKER
 from .plan_chart import chart
 
 
-def report_plan(config: Config, options: PlanOptions, out: str | None = None) -> str:
+def report_plan(config: Config, out: str | None = None, **options: Any) -> str:
     """Makes a plan, writes plan.json and plan.png into `out`, the run directory by default; returns the plan as tables.
 
-    A plan that is there is made anew. A ValueError says what `train` would refuse, or which file cannot be written.
+    A plan that is there is made anew; the other options are those of `make_plan`. A ValueError says what `train` would
+    refuse, or which file cannot be written.
     """
     directory = Path(out or config.run_dir)
     if directory.exists() and not directory.is_dir():
@@ -25,7 +27,7 @@ def report_plan(config: Config, options: PlanOptions, out: str | None = None) ->
     for file in (directory / "plan.json", directory / "plan.png"):
         if file.exists() and PLAN_MAKER.encode() not in file.read_bytes():
             raise ValueError(f"{file} is no plan, and is not written over; give another --out.")
-    plan = make_plan(config, options)
+    plan = make_plan(config, **options)
     text, picture = json.dumps({"made_by": PLAN_MAKER, **plan.as_dict()}, indent=1), chart(plan)
     try:
         directory.mkdir(parents=True, exist_ok=True)
