@@ -11,9 +11,8 @@ from pipeflow.data import DataConfig, Pixels
 from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, build, cut_steps, glow_steps
 from pipeflow.planning import measure, measure_steps, measured_profile
-from pipeflow.planning.measure import StepOptions, medians, now
+from pipeflow.planning.measure import StepOptions, medians, now, saved_bytes
 from pipeflow.planning.run_profile import batch_sizes
-from pipeflow.planning.saved_memory import saved_bytes
 from pipeflow.stage import CudaRecorder
 from tests.support.tape import TapeRecorder
 
