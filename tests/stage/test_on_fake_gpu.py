@@ -127,7 +127,7 @@ def test_images_are_drawn_on_the_device(variant):
 
 def test_the_checks_see_what_they_are_for():
     with fake_cuda():
-        with pytest.raises(Exception, match="two (different )?devices"):
+        with pytest.raises(Exception, match=r"two (different )?devices"):
             torch.zeros(2, device=DEVICE) + torch.zeros(2)
         with pytest.raises(DataDependentOutputException):
             torch.zeros((), device=DEVICE).item()
