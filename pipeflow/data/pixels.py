@@ -69,7 +69,8 @@ class Pixels:
         x = (images >> (8 - self.bits)).float()
         u = 0.5 if noise is None else noise.view(images.shape)
         logp = torch.full((len(images),), -self.dims * math.log(self.n), device=images.device)
-        return Packet((x + u) / self.n - 0.5, logp)
+        # Divided by a tensor: a GPU multiplies by the reciprocal of a number, which for 17 levels is another result.
+        return Packet((x + u) / torch.full((), self.n, dtype=x.dtype, device=x.device) - 0.5, logp)
 
     def noisy(self, images: Tensor, seed: int, purpose: Purpose, epoch: int, index: Tensor) -> Packet:
         """`dequantise` with the noise that belongs to (seed, purpose, epoch, image)."""
