@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from . import matrix_network
 from .chain import for_each, stacked
-from .fused import affine
+from .fused import affine, on_gpu
 from .step import Step, Weights
 
 
@@ -55,7 +55,7 @@ class CouplingNetwork(nn.Sequential):
 
     def forward(self, z: Tensor, weights: Weights = ()) -> Tensor:
         """What the last convolution gives, without its gain; `weights` are those of `convolutions`, made beforehand."""
-        if weights and matrix_network.by_products(z):
+        if weights and weights[0].dim() == 2:
             return matrix_network.network(z, *weights)
         first, first_bias, middle, middle_bias, last, last_bias = weights or self._tensors()
         hidden = F.relu(F.conv2d(z, first, first_bias, padding=1))
@@ -69,9 +69,14 @@ class CouplingNetwork(nn.Sequential):
 
     @staticmethod
     def convolutions(networks: Sequence["CouplingNetwork"], dtype: torch.dtype, channels_last: bool) -> list[Weights]:
-        """Weights and biases of n networks as they compute with them: each kind converted in one piece."""
-        kinds = []
-        for tensors in zip(*(network._tensors() for network in networks), strict=True):
+        """Weights and biases of n networks as they compute with them: each kind converted in one piece.
+
+        In half precision with channels last a GPU takes them as matrices (matrix_network.py).
+        """
+        kinds, each = [], [network._tensors() for network in networks]
+        if channels_last and dtype.itemsize == 2 and on_gpu(each[0][0]):
+            return matrix_network.rows_of(each, dtype)
+        for tensors in zip(*each, strict=True):
             together = _Converted.apply(dtype, channels_last and tensors[0].dim() == 4, torch.cat(tensors))
             kinds.append(together.split(len(tensors[0])))
         return list(zip(*kinds, strict=True))

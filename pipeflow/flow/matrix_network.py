@@ -6,6 +6,7 @@ by side: the first convolution is a product of these rows, the last one gives wh
 neighbours, and the products add biases and clamp. Rows are padded to a multiple of 8 numbers, which products want.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,19 @@ def columns(channels: int) -> int:
     return -(-9 * channels // _MULTIPLE) * _MULTIPLE
 
 
-def by_products(z: Tensor) -> bool:
-    """Whether a network takes z (B, C, H, W) by matrix products: half precision with channels last on a GPU."""
-    return z.is_cuda and z.dtype.itemsize == 2 and z.is_contiguous(memory_format=torch.channels_last)
+def rows_of(tensors: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """What `network` takes of n networks, all made at once.
+
+    Args:
+        tensors: per network (hidden, C, 3, 3), (hidden,), (hidden, hidden, 1, 1), (hidden,), (out, hidden, 3, 3),
+            (out,): weight and bias of each convolution.
+        dtype: that networks compute in.
+    """
+    first, first_bias, middle, middle_bias, last, last_bias = (torch.stack(kind) for kind in zip(*tensors, strict=True))
+    into = _rows(_PlainGradient.apply(first).movedim(2, 4))
+    onto = _rows(_PlainGradient.apply(last).movedim(1, 4))
+    kinds = (into, first_bias, middle.flatten(2), middle_bias, onto, last_bias)
+    return list(zip(*(kind.to(dtype).unbind() for kind in kinds), strict=True))
 
 
 def network(z: Tensor, *weights: Tensor) -> Tensor:
@@ -32,8 +43,7 @@ def network(z: Tensor, *weights: Tensor) -> Tensor:
 
     Args:
         z: (B, C, H, W), channels last.
-        weights: (hidden, C, 3, 3), (hidden,), (hidden, hidden, 1, 1), (hidden,), (out, hidden, 3, 3), (out,): weight
-            and bias of each convolution, weights with channels last, all of z's precision.
+        weights: of one network, from `rows_of`.
 
     Returns:
         (B, out, H, W), channels last.
@@ -42,51 +52,56 @@ def network(z: Tensor, *weights: Tensor) -> Tensor:
     return result
 
 
+class _PlainGradient(torch.autograd.Function):
+    """A tensor whose gradient is contiguous, as parameters keep theirs: for all networks at once, not for each."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
 class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, *weights: Tensor) -> Tensor:
-        first, first_bias, middle, middle_bias, last, last_bias = weights
+        into, first_bias, between, middle_bias, onto, last_bias = weights
         height, width = z.shape[2:]
-        into, onto, between = _rows(first), _rows(last.transpose(0, 1)), middle.flatten(1)
         around = torch.ops.pipeflow.neighbours(z, into.shape[1], 1)
         hidden = torch._addmm_activation(first_bias, around, into.t())
         second = torch._addmm_activation(middle_bias, hidden, between.t())
         ctx.save_for_backward(around, hidden, second, into, between, onto)
-        ctx.channels = z.shape[1], len(last), height, width
-        out: Tensor = torch.ops.pipeflow.overlapped(second @ onto, last_bias, len(last), height, width, -1)
+        ctx.shape = tuple(z.shape[1:])
+        out: Tensor = torch.ops.pipeflow.overlapped(second @ onto, last_bias, len(last_bias), height, width, -1)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         around, hidden, second, into, between, onto = ctx.saved_tensors
-        channels, out, height, width = ctx.channels
         grad = grad.contiguous(memory_format=torch.channels_last)
         given = torch.ops.pipeflow.neighbours(grad, onto.shape[1], -1)
         grad_second = torch.ops.aten.threshold_backward(given @ onto.t(), second, 0)
         grad_hidden = torch.ops.aten.threshold_backward(grad_second @ between, hidden, 0)
         grad_z = None
         if ctx.needs_input_grad[0]:
-            grad_z = torch.ops.pipeflow.overlapped(grad_hidden @ into, None, channels, height, width, 1)
+            grad_z = torch.ops.pipeflow.overlapped(grad_hidden @ into, None, *ctx.shape, 1)
         return (
             grad_z,
-            _kernels(grad_hidden.t() @ around, channels),
+            grad_hidden.t() @ around,
             grad_hidden.sum(0),
-            (grad_second.t() @ hidden)[:, :, None, None],
+            grad_second.t() @ hidden,
             grad_second.sum(0),
-            _kernels(second.t() @ given, out).transpose(0, 1),
+            second.t() @ given,
             grad.sum((0, 2, 3)),
         )
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """(n, C, 3, 3) → (n, columns(C)): what each of the nine neighbours is multiplied by, the neighbours outside."""
-    rows = weight.permute(0, 2, 3, 1).flatten(1)
-    return F.pad(rows, (0, columns(weight.shape[1]) - rows.shape[1]))
-
-
-def _kernels(rows: Tensor, channels: int) -> Tensor:
-    """What `_rows` has made, (n, columns(C)) → (n, C, 3, 3)."""
-    return rows[:, : 9 * channels].view(len(rows), 3, 3, channels).permute(0, 3, 1, 2)
+def _rows(kernels: Tensor) -> Tensor:
+    """(n, hidden, 3, 3, C) → (n, hidden, columns(C)): a row has what each neighbour is multiplied by, and zeros."""
+    rows = kernels.flatten(2)
+    return F.pad(rows, (0, columns(kernels.shape[4]) - rows.shape[2]))
 
 
 def _neighbours(z: Tensor, columns: int, sign: int) -> Tensor:
