@@ -11,15 +11,18 @@ from pydantic import Field
 from ..data import DataConfig
 from ..distributed import ParallelConfig
 from ..model import (
+    FAMILIES,
     Activations,
     Compile,
     CutConfig,
+    Family,
     GlowConfig,
+    JetConfig,
     Layout,
     ModelSettings,
     Precision,
     check_passage,
-    scheme_cut,
+    family_cut,
 )
 from ..settings import AtLeast1, Positive, settings
 from ..storage import CheckpointConfig
@@ -54,8 +57,9 @@ class Config:
             nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
             alone (invert).
-        flow: "glow", or the name of the flow that a script hands over.
+        flow: "glow", "jet", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
+        jet: shape of the model, where it is a Jet.
         data: which images, and how they enter.
         cut: where the borders between parts are.
         phases: how the flow is trained, one phase after another.
@@ -77,6 +81,7 @@ class Config:
     activations: Activations = "keep"
     flow: str = "glow"
     glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
+    jet: JetConfig = field(default_factory=JetConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
     cut: CutConfig = field(default_factory=CutConfig)
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
@@ -106,11 +111,13 @@ class Config:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
-        if self.flow != "glow":  # how many flow steps it has, only the script knows
+        if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
             return
-        flow_steps = self.glow.levels * self.glow.steps
+        if self.flow != "glow" and self.layout != "contiguous":
+            raise ValueError(f"layout is {self.layout}, but the flow {self.flow} has no convolutions; leave it out.")
+        flow_steps = max(self.family.levels, 1) * self.family.steps
         if self.cut.scheme != "balanced":
-            scheme_cut(self.cut, self.glow.levels, self.glow.steps)
+            family_cut(self.cut, self.family)
         elif self.cut.parts > flow_steps:
             raise ValueError(f"cut.parts is {self.cut.parts}, but the flow has only {flow_steps} flow steps.")
 
@@ -134,9 +141,14 @@ class Config:
         return self.end_to_end.engine == "pipeline" and stages > 1
 
     @property
+    def family(self) -> Family:
+        """Shape of the model; of no meaning where a script hands over the flow."""
+        return self.jet if self.flow == "jet" else self.glow
+
+    @property
     def model(self) -> ModelSettings:
         """The settings that the model depends on."""
-        return ModelSettings(self.flow, self.glow, self.cut, self.precision, self.layout, self.seed)
+        return ModelSettings(self.flow, self.family, self.cut, self.precision, self.layout, self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain lists, dicts, numbers and strings."""

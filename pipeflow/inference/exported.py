@@ -11,9 +11,9 @@ from typing import Any
 from safetensors.torch import load as tensors_from
 from safetensors.torch import save_file
 
-from ..config import Config
+from ..config import Config, from_dict
 from ..data import Space, space
-from ..model import CutConfig, Flow, GlowConfig, Maker, Truncated, build
+from ..model import FAMILIES, Flow, Maker, Truncated, build
 from ..storage import check_tensors
 
 EXPORT_FORMAT = 1
@@ -30,7 +30,8 @@ def check_free(file: Path) -> None:
 
 def write_exported(file: Path, model: Truncated, config: Config, data_space: Space, step: int) -> None:
     """Writes the weights as `file`, and the model and data that they belong to beside it as JSON."""
-    settings: dict[str, Any] = {"format": EXPORT_FORMAT, "flow": config.flow, "glow": dataclasses.asdict(config.glow)}
+    name = config.flow if config.flow in FAMILIES else "glow"
+    settings: dict[str, Any] = {"format": EXPORT_FORMAT, "flow": config.flow, name: dataclasses.asdict(config.family)}
     settings |= {"image": list(data_space.shape), "levels": data_space.levels, "bits": config.data.bits, "step": step}
     save_file({name: tensor.contiguous() for name, tensor in model.global_state().items()}, file)
     file.with_suffix(".json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -48,8 +49,10 @@ def read_exported(file: Path, flow: Maker | None) -> Flow:
         if settings["format"] != EXPORT_FORMAT:
             raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
         data_space = space(settings["image"], settings["levels"], settings["bits"])
-        glow, cut = GlowConfig(**settings["glow"]), CutConfig("explicit", 1, [])
-        config = Config(flow=settings.get("flow", "glow"), glow=glow, cut=cut)
+        name = settings.get("flow", "glow")
+        section = name if name in FAMILIES else "glow"
+        cut = {"scheme": "explicit", "parts": 1, "at": []}
+        config = from_dict({"flow": name, section: settings[section], "cut": cut})
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
     _, model = build(config.model, data_space, flow)

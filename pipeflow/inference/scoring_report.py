@@ -43,7 +43,7 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     world.on_rank_0(lambda: check_files(options.json, options.histogram))
     source = locate_together(world, options.run)
     trained = world.everywhere(lambda: read(source, flow))
-    set_tensor_cores(trained.config.precision)
+    set_tensor_cores(trained.config.precision, trained.config.flow)
     prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Batches, Pixels, Space, resident
 from ..flow import Event, StandardNormal, Step, make_prior
-from ..model import Maker, flow_step_positions, provisional_prior, set_tensor_cores
+from ..model import FAMILIES, Maker, flow_step_positions, provisional_prior, set_tensor_cores
 from .measure import StepOptions, elapsed, measure_steps, medians
 from .profile import Cost, Profile
 
@@ -46,7 +46,7 @@ def measured_profile(
     options = StepOptions(
         config.precision, config.layout, config.compile, config.activations, optimizer, config.ema
     )  # fmt: skip
-    set_tensor_cores(config.precision)
+    set_tensor_cores(config.precision, config.flow)
     costs = flow_step_costs(steps, measure_steps(steps, space.shape, batches, device, options))
     costs[0] = Cost(batches, _drawing(config, space, batches, device), (0.0,) * len(batches)) + costs[0]
     shapes = _shapes_after_flow_steps(steps, space.shape)
@@ -96,7 +96,7 @@ def _priors(
         else:
             closing = next(index for index in range(end, len(steps)) if steps[index].place != "closes")
             yield provisional(border, shape, steps[closing:])
-    yield make_prior("standard" if config.flow != "glow" else config.glow.top_prior, shapes[-1])
+    yield make_prior(config.family.top_prior if config.flow in FAMILIES else "standard", shapes[-1])
 
 
 class _PriorStep(Step):

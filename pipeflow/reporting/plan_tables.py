@@ -39,10 +39,10 @@ _SPEEDS = (("Tb/s", 1e12), ("Gb/s", 1e9), ("Mb/s", 1e6), ("kb/s", 1e3), ("b/s", 
 
 
 def _heading(plan: Plan) -> str:
-    config, glow, parameters = plan.config, plan.config.glow, sum(row.parameters for row in plan.parts)
+    config, parameters = plan.config, sum(row.parameters for row in plan.parts)
     threads = "" if plan.cuda else f", {config.parallel.threads} thread{'s' * (config.parallel.threads != 1)}"
     return (
-        f"Glow {glow.levels} × {glow.steps} × {glow.hidden} on {config.data.name} {plan.image}, "
+        f"{config.family} on {config.data.name} {plan.image}, "
         f"{parameters:,} parameters, batches of {config.data.batch}.\n"
         f"Measured step by step on {plan.device}{threads}; everything else is computed."
     )

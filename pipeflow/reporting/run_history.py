@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, PhaseConfig, phase_steps
+from ..model import FAMILIES
 from ..storage import CHECKPOINTS, EVALUATION, Manifest, RunDirectory
 from .run_files import (
     Floats,
@@ -154,7 +155,7 @@ def read_run(directory: str | Path) -> RunHistory:
     earlier_configs = [(step, read_settings(path)) for step, path in run.earlier_settings()]
     saves = read_lines(run.stream(CHECKPOINTS), ("step", "stall_s", "write_s", "bytes"))
     sent = None
-    if newest and config.flow == "glow":  # the shapes inside a flow of a script's own only that script knows
+    if newest and config.flow in FAMILIES:  # the shapes inside a flow of a script's own only that script knows
         sent = bytes_handed_forward(steps, streams, [*earlier_configs, (int(steps[-1]), config)], newest.image)
     return RunHistory(
         directory=run.path,

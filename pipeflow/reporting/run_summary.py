@@ -4,18 +4,17 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from ..config import Config, PhaseConfig
-from ..model import scheme_cut
+from ..model import FAMILIES, family_cut
 from .run_history import RunHistory
 
 
 def lead(history: RunHistory) -> str:
     """What the run is, in a sentence."""
     config, result = history.config, history.result or {}
-    glow, size = config.glow, result.get("processes")
+    size = result.get("processes")
     processes = f", in {size} process{'es' * (size != 1)}" if size else ""
     device = result.get("device") or (f"device {config.device}" if config.device != "auto" else None)
-    model = f"a Glow of {glow.levels} levels × {glow.steps} steps × {glow.hidden} channels"
-    text = f"{config.data.name}: {model if config.flow == 'glow' else config.flow} in "
+    text = f"{config.data.name}: {config.family if config.flow in FAMILIES else config.flow} in "
     text += f"{config.cut.parts} part{'s' * (config.cut.parts != 1)} ({cut_in_words(config)}){processes}"
     text += f" on {device}" if device else ""
     cut = cut_in_words(config)
@@ -72,8 +71,7 @@ def _length(steps: int | None, epochs: float | None) -> str:
 
 def cut_in_words(config: Config) -> str:
     """Flow steps of each part, such as "1 + 3 + 2", as far as the settings say."""
-    if config.flow != "glow":
+    if config.flow not in FAMILIES:
         return f"borders at {', '.join(map(str, config.cut.at))}" if config.cut.at else config.cut.scheme
-    at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
-    borders = [0, *at, config.glow.levels * config.glow.steps]
+    borders = [0, *family_cut(config.cut, config.family), max(config.family.levels, 1) * config.family.steps]
     return " + ".join(str(after - before) for before, after in pairwise(borders))

@@ -10,12 +10,12 @@ from .run import Run
 
 def opening(run: Run) -> str:
     """Data, model, and over how many processes it is spread."""
-    config, glow, space, grid = run.config, run.config.glow, run.space, run.world.grid
+    config, space, grid = run.config, run.space, run.world.grid
     processes = f"{grid.size} processes" if grid.size > 1 else "1 process"
     if grid.replicas > 1:
         processes = f"{grid.replicas} replicas of {grid.stages} each, {processes}"
     what = "images" if isinstance(space, Pixels) else "points"
-    name = config.flow if run.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
+    name = config.flow if run.flow else str(config.family)
     lines = [
         f"{config.data.name}: {len(run.images.train)} training and {len(run.images.test)} test {what} of {space.shape}",
         f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "

@@ -3,10 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from ..config import Config, Resume, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
 from ..distributed import World, say
-from ..model import Maker, check_flow, check_name, glow_steps, steps_of
+from ..model import Maker, check_flow, check_name, steps_of
 from ..planning import resolve_cut
 from ..storage import claim, run_of
 from .recorder import refuse_old_run
@@ -76,8 +78,9 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     space = _space(config.data, images)
     if flow is not None:
         hashes["flow"] = check_flow(flow, config.flow, space.shape)
-    elif config.flow == "glow":
-        glow_steps(dataclasses.replace(config.glow, steps=1, hidden=1), space.shape)
+    else:
+        with torch.device("meta"):
+            steps_of(config.model, space, None)
     for phase in config.phases:
         turns(phase, config.cut.parts, len(images.train), config.data.batch)
     return images, space, hashes
