@@ -21,6 +21,7 @@ from ..model import (
     Layout,
     ModelSettings,
     Precision,
+    TarFlowConfig,
     check_passage,
     family_cut,
 )
@@ -57,9 +58,10 @@ class Config:
             nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
             alone (invert).
-        flow: "glow", "jet", or the name of the flow that a script hands over.
+        flow: "glow", "jet", "tarflow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
         jet: shape of the model, where it is a Jet.
+        tarflow: shape of the model, where it is a TarFlow.
         data: which images, and how they enter.
         cut: where the borders between parts are.
         phases: how the flow is trained, one phase after another.
@@ -82,6 +84,7 @@ class Config:
     flow: str = "glow"
     glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
     jet: JetConfig = field(default_factory=JetConfig)
+    tarflow: TarFlowConfig = field(default_factory=TarFlowConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
     cut: CutConfig = field(default_factory=CutConfig)
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
@@ -115,6 +118,11 @@ class Config:
             return
         if self.flow != "glow" and self.layout != "contiguous":
             raise ValueError(f"layout is {self.layout}, but the flow {self.flow} has no convolutions; leave it out.")
+        if self.flow == "tarflow" and self.activations == "invert":
+            raise ValueError(
+                "activations is invert, but a TarFlow is inverted patch by patch, which takes too long in every "
+                "backward pass; use activations checkpoint, or keep."
+            )
         flow_steps = max(self.family.levels, 1) * self.family.steps
         if self.cut.scheme != "balanced":
             family_cut(self.cut, self.family)
@@ -143,7 +151,13 @@ class Config:
     @property
     def family(self) -> Family:
         """Shape of the model; of no meaning where a script hands over the flow."""
-        return self.jet if self.flow == "jet" else self.glow
+        others: dict[str, Family] = {"jet": self.jet, "tarflow": self.tarflow}
+        return others.get(self.flow, self.glow)
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of Gaussian noise on pixels in (−½, ½), if it takes the place of dequantisation's."""
+        return self.tarflow.noise and 0.5 * self.tarflow.noise if self.flow == "tarflow" else None
 
     @property
     def model(self) -> ModelSettings:

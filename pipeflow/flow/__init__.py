@@ -11,6 +11,7 @@ from .prior import ChannelGaussian, StandardNormal, make_prior
 from .split import Split
 from .squeeze import Squeeze
 from .step import Event, Step
+from .tarflow import TarFlowBlock
 from .transformer import Transformer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Squeeze",
     "StandardNormal",
     "Step",
+    "TarFlowBlock",
     "Transformer",
     "channel_order",
     "make_prior",

@@ -48,11 +48,11 @@ def read_exported(file: Path, flow: Maker | None) -> Flow:
         settings, tensors = json.loads(about.read_text()), tensors_from(file.read_bytes())
         if settings["format"] != EXPORT_FORMAT:
             raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
-        data_space = space(settings["image"], settings["levels"], settings["bits"])
         name = settings.get("flow", "glow")
         section = name if name in FAMILIES else "glow"
         cut = {"scheme": "explicit", "parts": 1, "at": []}
         config = from_dict({"flow": name, section: settings[section], "cut": cut})
+        data_space = space(settings["image"], settings["levels"], settings["bits"], config.noise)
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
     _, model = build(config.model, data_space, flow)

@@ -22,7 +22,7 @@ class Source:
     @property
     def data_space(self) -> Space:
         """What the data of the run look like."""
-        return space(self.manifest.image, self.manifest.levels, self.config.data.bits)
+        return space(self.manifest.image, self.manifest.levels, self.config.data.bits, self.config.noise)
 
     @property
     def parts_begun(self) -> int:

@@ -77,9 +77,11 @@ def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
 
 def _table(trained: Trained, label: str, scores: Scores) -> str:
     images = bool(trained.data_space.levels)
-    draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of dequantisation noise (seed {scores.seed})"
+    noise = "Gaussian" if trained.config.noise else "dequantisation"
+    draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of {noise} noise (seed {scores.seed})"
     what = f"{scores.images} test {'images' if images else 'points'} of {label}{draws * images}"
-    return f"{trained.directory}: {what}\n{scores.table()}"
+    density = "" if trained.data_space.nats else "bits/dim are those of a density, not of discrete images\n"
+    return f"{trained.directory}: {what}\n{density}{scores.table()}"
 
 
 def _about(options: Namespace, world: World, trained: Trained, found: dict[str, Scores]) -> dict[str, object]:

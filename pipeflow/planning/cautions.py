@@ -1,5 +1,6 @@
 """Sentences about a plan's run that tables and files of a plan end with."""
 
+from ..model import family_caution
 from .forecast import data_parallel
 from .phase_forecast import pipeline
 from .plan import Plan
@@ -7,7 +8,7 @@ from .plan import Plan
 
 def cautions(plan: Plan) -> list[str]:
     """Sentences about what `train` would refuse, what would not fit, and figures to doubt."""
-    found = []
+    found = family_caution(plan.config.family, [*plan.at, len(plan.profile.steps)])
     if plan.busy > 0.1:
         found.append(
             f"Something else had the CPU for {100 * plan.busy:.0f} % of the time that measuring took; the seconds "

@@ -45,9 +45,10 @@ def mebibytes(size: float, digits: int = 2) -> Markup:
 
 
 def model_bits(history: RunHistory) -> Markup:
-    """The latest test bits/dim of the model, if its last part has begun to learn."""
+    """The latest test bits/dim of the model, if its last part has begun to learn and the images are discrete."""
     line = history.last_evaluation
-    return number(line["bits_per_dim"], ",.4f") if line and line["complete"] else NOT_KNOWN
+    known = line and line["complete"] and not history.config.noise
+    return number(line["bits_per_dim"], ",.4f") if line and known else NOT_KNOWN
 
 
 def _noted(content: str, note: str) -> Markup:

@@ -17,6 +17,7 @@ def lead(history: RunHistory) -> str:
     text = f"{config.data.name}: {config.family if config.flow in FAMILIES else config.flow} in "
     text += f"{config.cut.parts} part{'s' * (config.cut.parts != 1)} ({cut_in_words(config)}){processes}"
     text += f" on {device}" if device else ""
+    text += "; bits/dim are those of a density, not of discrete images" if config.noise else ""
     cut = cut_in_words(config)
     earlier = [(step, cut_in_words(before)) for step, before in history.earlier_configs]
     anew = [f"cut anew at step {step} (before: {before})" for step, before in earlier if before != cut]

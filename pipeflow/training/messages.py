@@ -2,6 +2,7 @@
 
 from ..config import micro_batches
 from ..data import Pixels
+from ..model import family_caution
 from ..units import rate
 from .evaluation import Ledger
 from .progress import Progress
@@ -21,7 +22,8 @@ def opening(run: Run) -> str:
         f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
         f"flow steps on {processes} ({run.world.device.type})",
     ]
-    if what == "points":
+    lines += family_caution(config.family, run.borders) if run.flow is None else []
+    if not space.nats:
         lines.append(f"bits/dim are those of a density: −log p / ({space.dims} ln 2), which may be negative")
     return "\n".join(lines)
 

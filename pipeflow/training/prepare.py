@@ -75,7 +75,7 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     check_name(config.flow, flow)
     images, hashes = images_of(config.data, data)
     check_enough(config.data, len(images.train))
-    space = _space(config.data, images)
+    space = _space(config.data, images, config.noise)
     if flow is not None:
         hashes["flow"] = check_flow(flow, config.flow, space.shape)
     else:
@@ -86,10 +86,10 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     return images, space, hashes
 
 
-def _space(config: DataConfig, images: ImageSet) -> Space:
+def _space(config: DataConfig, images: ImageSet, noise: float | None) -> Space:
     if images.levels:
         height, width, channels = images.train.shape[1:]
-        return Pixels((channels, height, width), images.levels, config.bits)
+        return Pixels((channels, height, width), images.levels, config.bits, noise)
     if config.flip or config.bits != 8:
         raise ValueError("data.flip and data.bits are for images, but the data are points; leave them out.")
     return Points(images.train.shape[1:])

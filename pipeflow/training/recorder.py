@@ -128,7 +128,7 @@ class Record:
         world = self.world
         ranks = world.gather(_usage(world.device))
         result = {
-            "test_bits_per_dim": ledger.bits_per_dim,
+            "test_bits_per_dim": None if self.run.config.noise else ledger.bits_per_dim,
             "ledger": _as_json(ledger),
             "seconds": [phase["seconds"] for phase in self.progress.ended],
             "images_per_s": [phase["images_per_s"] for phase in self.progress.ended],

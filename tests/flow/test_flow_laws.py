@@ -21,6 +21,7 @@ from pipeflow.flow import (
     Split,
     Squeeze,
     StandardNormal,
+    TarFlowBlock,
     channel_order,
     spatial_order,
 )
@@ -53,6 +54,8 @@ STEPS = {  # name → (constructor, shape of what enters)
     "Patches": (lambda: Patches(2), (3, 4, 2)),
     "JetCoupling channels": (lambda: JetCoupling((4, 2, 2), channel_order((4, 2, 2)), 1, 8, 2), (4, 2, 2)),
     "JetCoupling spatial": (lambda: JetCoupling((4, 2, 2), spatial_order((4, 2, 2), "hstripes"), 2, 8, 2), (4, 2, 2)),
+    "TarFlowBlock": (lambda: TarFlowBlock((3, 2, 2), False, 1, 8, 2), (3, 2, 2)),
+    "TarFlowBlock backward": (lambda: TarFlowBlock((3, 1, 3), True, 2, 8, 2), (3, 1, 3)),
 }
 GLOWS = {  # name → (config, image)
     " ".join(variant): (

@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipeflow.flow import SPATIAL, Packet, Patches, spatial_order
-from pipeflow.model import JetConfig, family_steps
+from pipeflow.model import JetConfig, TarFlowConfig, family_steps
 from pipeflow.model.part import Part
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-CONFIGS = {"jet": JetConfig(couplings=8, depth=2, width=8, heads=2, patch=2)}
+CONFIGS = {
+    "jet": JetConfig(couplings=8, depth=2, width=8, heads=2, patch=2),
+    "tarflow": TarFlowConfig(blocks=3, depth=2, width=8, heads=2, patch=2),
+}
 IMAGE = (3, 8, 8)
 
 

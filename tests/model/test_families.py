@@ -9,9 +9,18 @@ import torch
 import pipeflow
 from pipeflow import evaluate, plan, report, sample
 from pipeflow.config import PhaseConfig
-from pipeflow.data import Pixels
+from pipeflow.data import Pixels, Purpose
 from pipeflow.flow import FlowPrior, Packet
-from pipeflow.model import CutConfig, bits_per_dim, build, family_steps, make_passage, scheme_cut, set_precision
+from pipeflow.model import (
+    CutConfig,
+    bits_per_dim,
+    build,
+    family_caution,
+    family_steps,
+    make_passage,
+    scheme_cut,
+    set_precision,
+)
 from pipeflow.model.jet import JetConfig
 from pipeflow.storage import CheckpointConfig
 from pipeflow.storage.checkpoint import load
@@ -106,7 +115,9 @@ def gradients(whole, passage):
 
 
 @pytest.mark.parametrize("activations", ["checkpoint", "invert"])
-def test_activations_change_no_gradient(pieces, activations):
+def test_activations_change_no_gradient(pieces, activations, flow):
+    if (flow, activations) == ("tarflow", "invert"):
+        pytest.skip("refused; see below")
     whole = pieces[1].double()
     for found, expected in zip(
         gradients(whole, make_passage(activations)), gradients(whole, make_passage()), strict=True
@@ -167,7 +178,7 @@ def test_commands(runs, tmp_path, capsys):
     flow, run, _ = runs
     file = tmp_path / "config.yaml"
     file.write_text(config_in(tmp_path / "new", flow).as_yaml())
-    named = {"glow": "Glow 2 × 3 × 8", "jet": "Jet 6 × 1 × 8"}[flow]
+    named = {"glow": "Glow 2 × 3 × 8", "jet": "Jet 6 × 1 × 8", "tarflow": "TarFlow 6 × 1 × 8"}[flow]
     assert plan.main(["--config", str(file), "--cut.scheme", "balanced", "--cut.at", "null"]) == 0
     assert named in capsys.readouterr().out
     assert evaluate.main([str(run)]) == 0
@@ -220,3 +231,42 @@ def test_images_that_do_not_fit(image, patch, message):
 def test_a_transformer_has_no_layout(tmp_path):
     with pytest.raises(ValueError, match="layout is channels_last, but the flow jet has no convolutions"):
         config_in(tmp_path, "jet", layout="channels_last")
+
+
+def test_a_tarflow_is_not_inverted_in_backward_passes(tmp_path):
+    with pytest.raises(ValueError, match="activations is invert, but a TarFlow is inverted patch by patch"):
+        config_in(tmp_path, "tarflow", activations="invert")
+
+
+def test_a_part_of_one_direction_is_pointed_out(capsys, tmp_path):
+    fit(config_in(tmp_path, "tarflow"))  # parts of 1 + 3 + 2 blocks
+    assert "Part 1 has a single block, which goes through the patches in one direction only" in capsys.readouterr().out
+    assert family_caution(FLOWS["jet"]["jet"], [1, 4, 6]) == family_caution(FLOWS["tarflow"]["tarflow"], [2, 6]) == []
+
+
+# --- Gaussian noise
+
+
+def test_gaussian_noise_is_that_of_the_image_and_has_a_density():
+    pixels = Pixels(IMAGE, 17, noise=0.025)
+    batch = torch.randint(0, 17, (64, *IMAGE), dtype=torch.uint8)
+    packet = pixels.noisy(batch, 0, Purpose.EVALUATE, 0, torch.arange(64))
+    away = packet.z - pixels.dequantise(batch, None).z
+    assert away.std().item() == pytest.approx(0.025, rel=0.05) and abs(away.mean().item()) < 1e-3
+    assert torch.equal(packet.logp, torch.zeros(64))
+    assert torch.equal(pixels.noisy(batch[5:6], 0, Purpose.EVALUATE, 0, torch.tensor([5])).z, packet.z[5:6])
+
+
+def test_with_gaussian_noise_no_bits_per_dim_are_claimed(tmp_path, capsys):
+    noisy = dataclasses.replace(FLOWS["tarflow"]["tarflow"], noise=0.05)
+    config = dataclasses.replace(config_in(tmp_path / "run", "tarflow"), tarflow=noisy)
+    assert config.noise == 0.025
+    assert fit(config)["test_bits_per_dim"] is None
+    assert "bits/dim are those of a density" in capsys.readouterr().out
+    assert pipeflow.load(tmp_path / "run").pixels.noise == 0.025
+    pipeflow.export(tmp_path / "run", tmp_path / "flow.safetensors")
+    assert pipeflow.load(tmp_path / "flow.safetensors").pixels.noise == 0.025
+    assert evaluate.main([str(tmp_path / "run")]) == 0
+    assert "bits/dim are those of a density" in capsys.readouterr().out
+    assert report.main([str(tmp_path / "run")]) == 0
+    assert "bits/dim are those of a density" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -6,12 +6,13 @@ from typing import Any
 from pipeflow.config import Config, PhaseConfig, Resume
 from pipeflow.data import DataConfig
 from pipeflow.distributed import open_world
-from pipeflow.model import CutConfig, GlowConfig, JetConfig
+from pipeflow.model import CutConfig, GlowConfig, JetConfig, TarFlowConfig
 from pipeflow.training import fit
 
 FLOWS: dict[str, dict[str, Any]] = {  # six flow steps each
     "glow": {"glow": GlowConfig(levels=2, steps=3, hidden=8, top_prior="learned")},
     "jet": {"flow": "jet", "jet": JetConfig(couplings=6, depth=1, width=8, heads=2, patch=2)},
+    "tarflow": {"flow": "tarflow", "tarflow": TarFlowConfig(blocks=6, depth=1, width=8, heads=2, patch=4)},
 }
 
 
