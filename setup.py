@@ -23,7 +23,7 @@ setup(
         "jinja2",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "mypy", "types-tqdm", "types-PyYAML"],
+        "test": ["pytest", "pytest-xdist", "ruff", "mypy", "types-tqdm", "types-PyYAML"],
         "peers": ["normflows", "FrEIA", "nflows"],
     },
 )

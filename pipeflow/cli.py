@@ -98,13 +98,28 @@ def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_r
     except (ValueError, OSError) as error:
         on_refusal()
         return _refuse(error)
+    code = 0
     with Watch(world):
         try:
             work()
         except (Exception, KeyboardInterrupt) as error:
-            return report_end(world, error)
+            code = report_end(world, error)
+    if code:
+        return _leave(world, code)
     world.close()
     return 0
+
+
+def _leave(world: World, code: int) -> int:
+    """Ends this process at once if it is one of several on GPUs; else returns its exit code.
+
+    A kernel of NCCL that waits for a process that is lost runs for ever, and would hold the interpreter's own exit.
+    """
+    if world.device.type == "cuda" and world.size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option_for_less: str) -> int:

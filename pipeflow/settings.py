@@ -102,7 +102,7 @@ def words(kind: Any) -> str:
     if get_origin(kind) is Annotated:
         return str(kind.__metadata__[0].description)
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
+        return ("one of " if len(get_args(kind)) > 1 else "") + ", ".join(get_args(kind))
     if get_origin(kind) is list:
         return "a list of " + re.sub(r"^a (group|.*number)", r"\1s", words(get_args(kind)[0]))
     if get_args(kind):

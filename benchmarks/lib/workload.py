@@ -102,11 +102,11 @@ class Workload:
         images = resident(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), self.torch_device)
         return Batches(images, self.pixels, 0, self.batch, self.flip, self.torch_device, 0, shard)
 
-    def stage(self, truncated: Truncated, fused: bool | None = None) -> Stage:
-        """A part at work, not yet connected."""
+    def stage(self, truncated: Truncated, fused: bool | None = None, sizes: tuple[int, ...] = (1,)) -> Stage:
+        """A part at work, not yet connected, for batches of packets of these sizes."""
         named = truncated.named_global_parameters()
         update = Update(named, make_optimizer("adam", named, self.lr, fused=fused), self.lr)
-        return Stage(truncated, update, self.pixels.dims)
+        return Stage(truncated, update, self.pixels.dims, sizes=sizes)
 
     def training_stage(self, fused: bool | None = None, cuda_graphs: bool = False) -> Stage:
         """The whole flow as one stage, fed with the images: each `tick` is a training step, end to end."""

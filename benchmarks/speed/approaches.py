@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleavedZeroBubble
 
 from benchmarks.lib.workload import Repeated, Workload
+from pipeflow.data import MicroBatches, packet_sizes
 from pipeflow.distributed import World
 from pipeflow.distributed.pipeline_1f1b import timed_stage
 from pipeflow.flow import Packet
@@ -76,22 +77,23 @@ class ByParts(Approach):
 
     Args:
         wire: how latents travel.
+        micro: packets per batch.
     """
 
     warm, after = 3, 3
 
-    def __init__(self, workload: Workload, world: World, wire: str = "fp32") -> None:
+    def __init__(self, workload: Workload, world: World, wire: str = "fp32", micro: int = 1) -> None:
         super().__init__(workload, world)
-        self._wire = wire
+        self._wire, self._sizes = wire, packet_sizes(workload.batch, micro)
         parts, _ = workload.build()
         self._chain = workload.chain(world, parts)
-        self._stages = {part: workload.stage(parts[part]) for part in world.mine}
-        self._head = workload.batches()
+        self._stages = {part: workload.stage(parts[part], sizes=self._sizes) for part in world.mine}
+        self._head: Any = MicroBatches(workload.batches(), self._sizes)
 
     def begin(self, steps: int) -> None:
         super().begin(steps)
         last = len(self._chain.events) - 1
-        self._ends = self._chain.open_links(self._head, self.workload.batch, steps, last, wire=self._wire)
+        self._ends = self._chain.open_links(self._head, self._sizes, steps, last, wire=self._wire)
         for part, inbox, outbox in self._ends:
             self._stages[part].connect(inbox, outbox)
 
@@ -250,8 +252,8 @@ def make_approach(
         workload: what to train.
         world: the processes.
         groups: of all processes, one for the pipelines and one for DDP; filled on first use.
-        setting: `wire` by parts, `micro` of a pipeline, `bucket_mb` of DDP, `threads` of one process, `rank` of a part
-            alone.
+        setting: `wire` by parts, `micro` by parts and of a pipeline, `bucket_mb` of DDP, `threads` of one process,
+            `rank` of a part alone.
     """
     if name == "parts":
         return ByParts(workload, world, **setting)

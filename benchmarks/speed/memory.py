@@ -1,13 +1,14 @@
 """How much memory does a process need at most, by parts and by what people would use instead?
 
-    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (8 minutes)
+    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (15 minutes)
 
-Every figure comes from fresh processes that train with one approach for a few batches: the largest resident size that
+Every figure comes from fresh processes that train with one approach for a few seconds: the largest resident size that
 Linux saw during these batches, without what the process held before there was a model (interpreter, libraries, open
 connections). Weights, gradients, Adam's moments, activations and buffers of messages are in it; building the model and
 ActNorm's start are not. What varies is the number of processes (= parts), the batch, the depth of the flow, and what
-is kept for the backward pass (`--activations` of a run, for every approach). GPipe and 1F1B have 8 micro-batches, with
-which they need least. A process may keep a few MiB that its allocator did not hand back: ignore small differences.
+is kept for the backward pass (`--activations` of a run, for every approach). By parts and 1F1B are measured with
+several numbers of micro-batches, and images per second beside them: a batch in more packets needs less memory and more
+time. A process may keep a few MiB that its allocator did not hand back: ignore small differences.
 """
 
 from dataclasses import asdict, replace
@@ -21,14 +22,20 @@ from pipeflow.model import Activations
 
 FULL = Workload(levels=3, steps=4, hidden=128, size=32, batch=48)
 QUICK = Workload(levels=2, steps=2, hidden=32, size=16, batch=8)
-SETTINGS: dict[str, dict[str, Any]] = {
-    "parts": {},
-    "1f1b": {"micro": 8},
-    "gpipe": {"micro": 8},
-    "ddp": {"bucket_mb": 25},
-    "one": {"threads": 1},
-}
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    *(("parts", {"micro": micro}) for micro in (1, 2, 4, 8, 16)),
+    *(("1f1b", {"micro": micro}) for micro in (4, 8, 16)),
+    ("gpipe", {"micro": 8}),
+    ("ddp", {"bucket_mb": 25}),
+    ("one", {"threads": 1}),
+]
+QUICK_SETTINGS = [SETTINGS[0], ("parts", {"micro": 4}), ("1f1b", {"micro": 4}), *SETTINGS[-2:]]
 MIB = 2**20
+
+
+def label(approach: dict[str, Any]) -> str:
+    micro = approach["setting"].get("micro", 1)
+    return NAMES[approach["name"]] + (f", {micro} micro-batches" if micro > 1 else "")
 
 
 def plan(quick: bool) -> list[tuple[str, int, Workload]]:
@@ -43,16 +50,19 @@ def plan(quick: bool) -> list[tuple[str, int, Workload]]:
     ]
 
 
-def measure(workload: Workload, processes: int, batches: int) -> dict[str, Any]:
-    """Each approach in fresh processes: bytes by rank."""
+def measure(workload: Workload, processes: int, seconds: float, settings: list[Any]) -> dict[str, Any]:
+    """Each approach in fresh processes: bytes by rank, and images per second."""
     workload = workload.balanced(processes)
-    found: dict[str, Any] = {"processes": processes, "workload": asdict(workload), "approaches": {}}
-    for name, setting in SETTINGS.items():
+    found: dict[str, Any] = {"processes": processes, "workload": asdict(workload), "approaches": []}
+    for name, setting in settings:
+        if name == "1f1b" and setting["micro"] < processes:
+            continue
         alone = name == "one"
         with Runner(replace(workload, cut=()) if alone else workload, 1 if alone else processes) as runner:
-            one = runner.measure(name, setting, seconds=0, least=batches)
-        kept = {kind: one[kind] for kind in ("training_bytes", "peak_bytes")}
-        found["approaches"][name] = {"setting": setting, **kept, "worst_bytes": max(one["training_bytes"])}
+            one = runner.measure(name, setting, seconds=seconds, least=4)
+        kept = {kind: one[kind] for kind in ("training_bytes", "peak_bytes", "images_per_s")}
+        worst = max(one["training_bytes"])
+        found["approaches"].append({"name": name, "setting": setting, **kept, "worst_bytes": worst})
     return found
 
 
@@ -60,18 +70,19 @@ def show(found: dict[str, Any]) -> None:
     workload = Workload(**found["workload"])
     parts = f"{found['processes']} processes, cut at {list(workload.cut)}, activations: {workload.activations}"
     print(f"\n{workload}, {parts}: MiB for training, by process")
-    least = found["approaches"]["parts"]["worst_bytes"]
+    first = found["approaches"][0]
     rows = [
         [
-            NAMES[name],
+            label(one),
             " ".join(f"{size / MIB:.0f}" for size in one["training_bytes"]),
             f"{one['worst_bytes'] / MIB:.0f}",
-            f"{one['worst_bytes'] / least:.2f} ×",
+            f"{one['worst_bytes'] / first['worst_bytes']:.2f} ×",
             " ".join(f"{size / MIB:.0f}" for size in one["peak_bytes"]),
+            f"{one['images_per_s']:.1f}",
         ]
-        for name, one in found["approaches"].items()
+        for one in found["approaches"]
     ]
-    print(table(["", "by process", "worst", "times parts", "resident in all"], rows), flush=True)
+    print(table(["", "by process", "worst", "times parts", "resident in all", "images/s"], rows), flush=True)
 
 
 def draw(points: list[dict[str, Any]]) -> Any:
@@ -81,9 +92,9 @@ def draw(points: list[dict[str, Any]]) -> Any:
     for axis, key in zip(panels[0], varied, strict=True):
         line = [point for point in points if point["varied"] == key]
         ticks = [point["processes"] if key == "processes" else point["workload"][key] for point in line]
-        for name in SETTINGS:
-            sizes = [point["approaches"][name]["worst_bytes"] / MIB for point in line]
-            axis.plot(sizes, "o-", label=NAMES[name])
+        for name in dict.fromkeys(label(one) for point in line for one in point["approaches"]):
+            found = [{label(one): one["worst_bytes"] / MIB for one in point["approaches"]} for point in line]
+            axis.plot([sizes.get(name) for sizes in found], "o-", label=name)
         axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
         axis.set_xlabel(labels.get(key, key))
     panels[0][0].set_ylim(bottom=0)
@@ -94,15 +105,15 @@ def draw(points: list[dict[str, Any]]) -> Any:
 
 def main() -> None:
     args = make_parser(__doc__).parse_args()
-    batches = 2 if args.quick else 4
+    seconds, settings = (0.0, QUICK_SETTINGS) if args.quick else (3.0, SETTINGS)
     known: dict[tuple[int, Workload], dict[str, Any]] = {}
     points = []
     for varied, processes, workload in plan(args.quick):
         if (processes, workload) not in known:
-            known[processes, workload] = measure(workload, processes, batches)
+            known[processes, workload] = measure(workload, processes, seconds, settings)
             show(known[processes, workload])
         points.append({"varied": varied, **known[processes, workload]})
-    config = {"settings": SETTINGS, "batches": batches, "threads_per_process": 1}
+    config = {"settings": settings, "seconds": seconds, "threads_per_process": 1}
     keep("memory", {**about(config), "points": points}, args, draw(points))
 
 

@@ -58,6 +58,8 @@ class Config:
             nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
             alone (invert).
+        deterministic: only kernels that give the same bits every time, which may be slower; on a GPU no equal bits are
+            promised without it. The CPU gives them always.
         flow: "glow", "jet", "tarflow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
         jet: shape of the model, where it is a Jet.
@@ -69,7 +71,8 @@ class Config:
         parallel: how parts are spread over processes.
         checkpoint: when the run is saved, and how much of that stays.
         ema: decay of a moving average of the weights, which `evaluate`, `sample` and `load` then use; None for none.
-        eval_every: epochs between two evaluations on the test split; also at the end of every phase.
+        eval_every: epochs between two evaluations on the test split, or on the validation split where the data have one
+            (data.validation); also at the end of every phase.
         max_bad_steps: updates skipped in a row, for a loss or gradient that is not finite, before the run stops.
     """
 
@@ -81,6 +84,7 @@ class Config:
     compile: Compile = "none"
     cuda_graphs: bool = False
     activations: Activations = "keep"
+    deterministic: bool = False
     flow: str = "glow"
     glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
     jet: JetConfig = field(default_factory=JetConfig)
@@ -114,6 +118,11 @@ class Config:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
+        if self.cuda_graphs and self.data.batch % self.parallel.micro_batches:
+            raise ValueError(
+                f"cuda_graphs is on, but {self.parallel.micro_batches} micro-batches (parallel.micro_batches) of "
+                f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
+            )
         if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
             return
         if self.flow != "glow" and self.layout != "contiguous":
@@ -140,6 +149,11 @@ class Config:
             raise ValueError(
                 f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
                 f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
+            )
+        if self.parallel.micro_batches > self.data.batch // sharers:
+            raise ValueError(
+                f"parallel.micro_batches is {self.parallel.micro_batches}, but {sharers} {kind} that share a batch of "
+                f"{self.data.batch} images (data.batch) have {self.data.batch // sharers} each."
             )
         if pipelined:
             micro_batches(self.end_to_end.micro_batches, self.data.batch // replicas, size // replicas)

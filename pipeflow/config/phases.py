@@ -26,7 +26,8 @@ class PhaseConfig:
         optimizer: "adam", "adamax" or "adamw".
         weight_decay: of the networks' weights; for "adamw" decoupled from the gradient, for the others an L2 penalty.
         warmup_steps: updates over which the learning rate rises linearly.
-        clip: largest norm of the gradient, a part's by parts and the model's end to end; None does not clip.
+        clip: largest norm of the gradient, a part's by parts and the model's end to end; "adaptive": twice the running
+            mean of the phase's norms; None does not clip.
         restart_optimizer: forget the moments of earlier phases.
     """
 
@@ -39,7 +40,7 @@ class PhaseConfig:
     optimizer: OptimizerName = "adam"
     weight_decay: NotNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0, description="a whole number that is not negative")] = 0
-    clip: Finite | None = None
+    clip: Finite | Literal["adaptive"] | None = None
     restart_optimizer: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Images and points as packets of the flow; randomness that depends on counters alone."""
 
-from .batches import Batches, ImageArray, InOrder, fetch, resident, share
-from .datasets import ImageSet, SourceName, outline
+from .batches import Batches, ImageArray, InOrder, MicroBatches, fetch, packet_sizes, resident, share
+from .datasets import ImageSet, SourceName, Split, outline
 from .image_decoding import Images
 from .image_grid import save_sheet, sheet_png
 from .pixels import Pixels
@@ -19,17 +19,20 @@ __all__ = [
     "ImageSet",
     "Images",
     "InOrder",
+    "MicroBatches",
     "Pixels",
     "Points",
     "Purpose",
     "SourceName",
     "Space",
+    "Split",
     "Splits",
     "check_enough",
     "fetch",
     "images_of",
     "normal",
     "outline",
+    "packet_sizes",
     "resident",
     "save_sheet",
     "share",

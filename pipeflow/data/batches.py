@@ -140,6 +140,34 @@ class Batches:
         return Packet(torch.cat([p.z for p in packets]), torch.cat([p.logp for p in packets]))
 
 
+def packet_sizes(batch: int, packets: int) -> tuple[int, ...]:
+    """Images per packet of a batch that is cut into `packets`: as even as can be, the larger ones first."""
+    return tuple(batch // packets + (number < batch % packets) for number in range(packets))
+
+
+class MicroBatches:
+    """The batches of an inbox, each cut into packets.
+
+    Args:
+        batches: the inbox.
+        sizes: images per packet; their sum is a batch.
+    """
+
+    def __init__(self, batches: Batches, sizes: tuple[int, ...]) -> None:
+        self._batches, self._sizes = batches, sizes
+        self._packets: list[Packet] = []
+
+    def recv(self) -> Packet:
+        """The next packet."""
+        if not self._packets:
+            z, logp = (torch.split(tensor, list(self._sizes)) for tensor in self._batches.recv())
+            self._packets = [Packet(*pair) for pair in zip(z, logp, strict=True)]
+        return self._packets.pop(0)
+
+    def close(self, early: bool = False) -> None:
+        """Nothing is on its way."""
+
+
 class InOrder:
     """ImageArray in the order in which they are stored, each once, as an inbox: for evaluation and for ActNorm's start.
 

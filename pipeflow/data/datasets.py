@@ -5,7 +5,7 @@ of the stored integers, so here every image is uint8, channels last, with the nu
 one from one split to the other; and what cannot be loaded says what was looked for, where, and what would do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,27 +14,47 @@ from numpy.typing import NDArray
 
 from .image_decoding import Images, OnCorrupt
 from .image_folder import load_folder
+from .rng import Purpose, permutation
 from .torchvision_sets import PUBLISHED, load_published
 
 SourceName = Literal["digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "folder", "npy"]
 DataName = Literal[SourceName, "own"]
 """A data set, or what a script hands over."""
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set in its two splits.
+    """A data set in its splits.
 
     Attributes:
         train: uint8, shape (N, H, W, C), H = W, C = 1 or 3; maybe a read-only memory map. Points that a script hands
             over: float32, (N, *event).
         test: uint8, shape (M, H, W, C); points: float32, (M, *event).
         levels: number of different values that a stored pixel can take; 0 for points.
+        validation: like test; None where no training images were held out.
     """
 
     train: NDArray[Any]
     test: NDArray[Any]
     levels: int
+    validation: NDArray[Any] | None = None
+
+    def hold_out(self, count: int, seed: int) -> "ImageSet":
+        """The set with `count` of its training images as the validation split; itself for 0.
+
+        Which images they are depends on the seed and on how many training images there are. Both splits keep the order
+        of the images; what is left to train on is a copy in memory.
+        """
+        if not count:
+            return self
+        held_out = np.zeros(len(self.train), dtype=np.bool_)
+        held_out[permutation(seed, 0, len(self.train), Purpose.VALIDATION)[:count].numpy()] = True
+        return replace(self, train=self.train[~held_out], validation=self.train[held_out])
+
+    def evaluated(self) -> tuple[Split, NDArray[Any]]:
+        """The split on which a run is evaluated while it trains, and its name."""
+        return ("test", self.test) if self.validation is None else ("validation", self.validation)
 
 
 def load(name: DataName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop") -> ImageSet:

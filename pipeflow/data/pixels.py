@@ -65,14 +65,15 @@ class Pixels:
             Packet with z in (−½, ½), float32, shape (B, C, H, W), and logp = −D·ln n in nats, 0 for a density.
 
         Raises:
-            ValueError: images of another dtype or shape, or with values that are no levels.
+            ValueError: images of another dtype or shape; on the CPU also values that are no levels. On a GPU the host
+                would wait for them.
         """
         if images.dtype != torch.uint8 or images.shape[1:] != self.shape:
             raise ValueError(
                 f"Expected uint8 images of shape (B, {', '.join(map(str, self.shape))}), "
                 f"got {images.dtype} of shape {tuple(images.shape)}."
             )
-        if self.levels < 256 and int(images.max()) >= self.levels:
+        if self.levels < 256 and not images.is_cuda and int(images.max()) >= self.levels:
             raise ValueError(f"A pixel is {int(images.max())}; these images have {self.levels} levels, from 0.")
         x = (images >> (8 - self.bits)).float()
         u = 0.5 if noise is None or self.noise else noise.view(images.shape)

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     EVALUATE = 4
     INITIALISE = 5
     SAMPLE = 6
+    VALIDATION = 7
 
 
 def _mix_int(h: int) -> int:
@@ -84,6 +85,6 @@ def normal(seed: int, purpose: Purpose, epoch: int, index: Tensor, count: int) -
     return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)).float()
 
 
-def permutation(seed: int, epoch: int, size: int) -> Tensor:
-    """The order in which an epoch visits its images: int64, shape (size,)."""
-    return words(seed, Purpose.SHUFFLE, epoch, torch.arange(size), 1).squeeze(1).argsort(stable=True)
+def permutation(seed: int, epoch: int, size: int, purpose: Purpose = Purpose.SHUFFLE) -> Tensor:
+    """A random order, such as that in which an epoch visits its images: int64, shape (size,)."""
+    return words(seed, purpose, epoch, torch.arange(size), 1).squeeze(1).argsort(stable=True)

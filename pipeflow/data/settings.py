@@ -24,6 +24,8 @@ class DataConfig:
         batch: images per step, over all processes.
         init_batch: images that ActNorm starts from.
         on_corrupt: what an unreadable image in a folder does: "stop" the run, or "skip" the image.
+        validation: training images that are held out, chosen by the seed; the run is evaluated on them while it trains,
+            and on the test split once, at its end. With 0 all evaluations are on the test split.
     """
 
     name: DataName = "digits"
@@ -34,12 +36,25 @@ class DataConfig:
     batch: AtLeast1 = 64
     init_batch: AtLeast1 = 256
     on_corrupt: Literal["stop", "skip"] = "stop"
+    validation: Annotated[int, Field(ge=0, description="a whole number that is not negative")] = 0
 
 
-def check_enough(config: DataConfig, images: int) -> None:
-    """A ValueError where a batch or the start would need more images than there are."""
+def check_enough(config: DataConfig, images: int) -> int:
+    """How many of a data set's training images are left to train on, without those held out for validation.
+
+    Raises:
+        ValueError: none are, or a batch or the start would need more images than are left.
+    """
+    left = images - config.validation
+    if left < 1:
+        raise ValueError(
+            f"data.validation is {config.validation}, but {config.name} has only {images} training images, of which at "
+            "least one must be left to train on."
+        )
+    held_out = f" without the {config.validation} held out (data.validation)" if config.validation else ""
     for name in ("batch", "init_batch"):
-        if getattr(config, name) > images:
+        if getattr(config, name) > left:
             raise ValueError(
-                f"data.{name} is {getattr(config, name)}, but {config.name} has only {images} training images."
+                f"data.{name} is {getattr(config, name)}, but {config.name} has only {left} training images{held_out}."
             )
+    return left

@@ -16,8 +16,11 @@ class ParallelConfig:
     """How parts are spread over processes.
 
     Attributes:
-        backend: of the links and of DDP; "auto" takes NCCL where every process has a GPU of its own, else gloo.
+        backend: of the links and of DDP, in all processes; "auto" takes NCCL if each has a GPU of its own, else gloo.
         depth: packets in flight over a border before the sender waits.
+        micro_batches: packets per batch. Each goes forward, is sent on and goes backward before the next, and a part
+            updates after the last, so that its activations take the memory of one packet. Sizes differ by at most one
+            image. An end-to-end pipeline has `end_to_end.micro_batches` instead.
         threads: intra-op threads per part on the CPU; the same however many processes there are.
         replicas: chains of parts side by side, each on its own share of every batch; None takes as many as the
             processes make.
@@ -31,6 +34,7 @@ class ParallelConfig:
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     depth: AtLeast1 = 2
+    micro_batches: AtLeast1 = 1
     threads: AtLeast1 = 1
     replicas: AtLeast1 | None = None
     timeout_s: Positive = 600.0

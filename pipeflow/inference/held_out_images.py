@@ -1,21 +1,25 @@
-"""The test images of a data set, if they are like those that a run has learned."""
+"""The test or validation images of a data set, if they are like those that a run has learned."""
 
-from ..data import PUBLISHED, DataConfig, Images, Splits, images_of
+from ..data import PUBLISHED, DataConfig, Images, Split, Splits, images_of
 from ..storage import check_own
 from .load import Trained
 
 
-def held_out_images(trained: Trained, config: DataConfig, data: Splits | None) -> Images:
-    """Test images (N, H, W, C) uint8, or points (N, *event) float32.
+def held_out_images(trained: Trained, config: DataConfig, data: Splits | None, split: Split = "test") -> Images:
+    """Images (N, H, W, C) uint8, or points (N, *event) float32.
 
     Args:
         trained: the run's flow.
         config: the data set.
         data: training and test data of a script's own, where `config` names them.
+        split: "validation" only of the run's own data.
 
     Raises:
-        ValueError: the data are not there, or of another shape or number of levels than the run's.
+        ValueError: the data are not there, or of another shape or number of levels than the run's, or the run has no
+            such split.
     """
+    if split == "validation" and not config.validation:
+        raise ValueError(f"{trained.directory} has no validation split: data.validation is 0 in its run.")
     shape, levels = trained.data_space.shape, trained.data_space.levels
     if config.name in PUBLISHED:  # what it looks like is known before a download
         side = PUBLISHED[config.name].size
@@ -30,7 +34,7 @@ def held_out_images(trained: Trained, config: DataConfig, data: Splits | None) -
     found = (event[2], *event[:2]) if images.levels else event
     if found != shape or images.levels != levels:
         raise _unlike(config.name, f"{'×'.join(map(str, found))} with {images.levels} levels", trained)
-    return images.test
+    return images.test if split == "test" else images.hold_out(config.validation, trained.config.seed).evaluated()[1]
 
 
 def _unlike(name: str, found: str, trained: Trained) -> ValueError:

@@ -14,6 +14,7 @@ def add_scoring_options(parser: Parser) -> Parser:
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
     add("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
+    add("--split", choices=("test", "validation"), default="test", help="of the run's own data (default: test)")
     add("--samples", type=int, default=1, metavar="K", help="draws of noise an image (default: 1)")
     add("--data", choices=get_args(SourceName), help="score the test split of this data set instead")
     add("--root", metavar="DIR", help="where the files of the scored data set are")
@@ -30,6 +31,8 @@ def check_scoring_options(options: argparse.Namespace) -> argparse.Namespace:
     for name in ("samples", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    if options.split == "validation" and options.data:
+        raise ValueError("--split validation is of the run's own data; --data scores the test split of others.")
     if options.own_root and not (options.data and options.histogram):
         raise ValueError("--own-root only says where the second data set of a --histogram with --data is; use --root.")
     return options

@@ -48,7 +48,9 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
-        label: world.rank_0_first(partial(held_out_images, trained, config, data if config.name == "own" else None))
+        label: world.rank_0_first(
+            partial(held_out_images, trained, config, data if config.name == "own" else None, options.split)
+        )
         for label, config in _data_sets(options, trained).items()
     }
     shapes = {label: images.shape for label, images in splits.items()}
@@ -57,11 +59,11 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     found: dict[str, Scores] = {}
     for label, images in splits.items():
         found[label] = score(trained, images, options.seed, options.samples, options.batch, world)
-        say(world, _table(trained, label, found[label]))
+        say(world, _table(trained, label, options.split, found[label]))
     if world.rank == 0 and options.json:
         _write(options.json, (json.dumps(_about(options, world, trained, found), indent=2) + "\n").encode())
     if world.rank == 0 and options.histogram:
-        _write(options.histogram, histogram(found, step))
+        _write(options.histogram, histogram(found, step, options.split))
 
 
 def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
@@ -75,11 +77,11 @@ def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
     return found | ({own.name: replace(own, root=options.own_root or own.root)} if options.histogram else {})
 
 
-def _table(trained: Trained, label: str, scores: Scores) -> str:
+def _table(trained: Trained, label: str, split: str, scores: Scores) -> str:
     images = bool(trained.data_space.levels)
     noise = "Gaussian" if trained.config.noise else "dequantisation"
     draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of {noise} noise (seed {scores.seed})"
-    what = f"{scores.images} test {'images' if images else 'points'} of {label}{draws * images}"
+    what = f"{scores.images} {split} {'images' if images else 'points'} of {label}{draws * images}"
     density = "" if trained.data_space.nats else "bits/dim are those of a density, not of discrete images\n"
     return f"{trained.directory}: {what}\n{density}{scores.table()}"
 
@@ -93,11 +95,11 @@ def _about(options: Namespace, world: World, trained: Trained, found: dict[str, 
         "batch": options.batch or trained.config.data.batch,
         "processes": world.size,
         "device": world.device.type,
-        "results": [{"data": label, "split": "test", **scores.as_dict()} for label, scores in found.items()],
+        "results": [{"data": label, "split": options.split, **scores.as_dict()} for label, scores in found.items()],
     }
 
 
-def histogram(found: dict[str, Scores], step: str) -> bytes:
+def histogram(found: dict[str, Scores], step: str, split: str = "test") -> bytes:
     """A PNG of the bits/dim by image of the model (or of the last truncation there is), a colour a data set.
 
     Raises:
@@ -115,7 +117,7 @@ def histogram(found: dict[str, Scores], step: str) -> bytes:
     axes = figure.add_subplot(xlabel="bits/dim of an image", ylabel="share of the images")
     for name, row in rows.items():
         bits = row.bits_per_dim
-        label = f"{name}: {bits.mean():.4f} ± {standard_error(bits):.4f}, {len(bits)} test images"
+        label = f"{name}: {bits.mean():.4f} ± {standard_error(bits):.4f}, {len(bits)} {split} images"
         # Heights are shares, so that data sets of different sizes compare.
         axes.hist(finite[name], edges, weights=np.full(len(finite[name]), 1 / len(bits)), alpha=0.6, label=label)
     axes.set_title(f"{step}, {next(iter(rows.values())).label}")

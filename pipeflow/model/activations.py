@@ -167,15 +167,26 @@ def make_passage(activations: Activations = "keep", compile: Compile = "none", d
     passage = _PASSAGES[activations] if drift is None else partial(invert, drift=drift)
     if compile == "none":
         return passage
+    if compile == "part":
+        return _compiled(keep)
+    graph = _compiled(advance)
+    return partial(passage, advance=lambda step, z: graph(step, z) if step.place == "step" else advance(step, z))
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as graphs, one for each shape.
+
+    The compiler's settings belong to a thread, and on a GPU the backward pass has one of its own. So they are set where
+    they are used.
+    """
     import torch._dynamo  # takes a second, which only those pay who compile
 
-    # One code object meets every shape, with and without gradients; beyond this limit it would silently stay eager.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    if compile == "part":
-        return torch.compile(keep, dynamic=False)
-    return partial(passage, advance=_compiled_advance())
+    config, graph = torch._dynamo.config, torch.compile(function, dynamic=False)
 
+    def run(*arguments: Any) -> Any:
+        if config.recompile_limit < 64 or config.optimize_ddp:
+            config.recompile_limit = 64  # one code object meets every shape; beyond it, it would silently stay eager
+            config.optimize_ddp = False  # under DDP it would be split into a graph for each bucket of gradients
+        return graph(*arguments)
 
-def _compiled_advance() -> Advance:
-    graph = torch.compile(advance, dynamic=False)
-    return lambda step, z: graph(step, z) if step.place == "step" else advance(step, z)
+    return run

@@ -52,8 +52,8 @@ def make_plan(config: Config, options: PlanOptions = PlanOptions()) -> Plan:
     data, parts = config.data, config.cut.parts
     if config.flow not in FAMILIES or data.name == "own":
         raise ValueError("A plan is made from settings alone; a flow or data of a script's own are not in them.")
-    image, levels, images = outline(data.name, data.root, data.image_size, data.on_corrupt)
-    check_enough(data, images)
+    image, levels, many = outline(data.name, data.root, data.image_size, data.on_corrupt)
+    images = check_enough(data, many)
     for phase in config.phases:
         turns(phase, parts, images, data.batch)
     placement = None

@@ -1,4 +1,4 @@
-"""The models of several runs on the test split, against epochs and against time."""
+"""The models of several runs on the split on which they are evaluated, against epochs and against time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,8 @@ def comparison_figure(histories: Sequence[RunHistory]) -> Drawing | None:
             look: dict[str, Any] = {"color": colour(number), "marker": "osD^vP"[number % 6], "markersize": 4}
             left.plot([line["epoch"] for line in lines], bits, label=history.name, **look)
             right.plot(history.at(history.seconds, steps) / size, bits, **look)
-        left.set(xlabel="passes over the data (epochs)", ylabel="test bits/dim of the model")
+        splits = " or ".join(sorted({history.split for history in histories}))
+        left.set(xlabel="passes over the data (epochs)", ylabel=f"{splits} bits/dim of the model")
         right.set(xlabel=f"time spent training ({unit})")
         figure.legend(loc="outside lower center", ncols=min(4, len(histories)))
         caption = f"Time without pauses (steps longer than {PAUSE} times their phase's median are not counted)."

@@ -1,4 +1,4 @@
-"""Where the bits of the test images go: what each kind of step in each part adds to their code length."""
+"""Where the bits of the images go: what each kind of step in each part adds to their code length."""
 
 from typing import Any
 
@@ -32,12 +32,12 @@ def ledger_figure(history: RunHistory) -> Drawing | None:
         axes.plot(epochs, bits, color="white", linewidth=4)
         axes.plot(epochs, bits, color=MODEL, linewidth=2, label="their sum: the model")
         axes.axhline(0, color=MODEL, linewidth=0.8)
-        axes.set(xlabel="passes over the data (epochs)", ylabel="bits/dim on the test split")
+        axes.set(xlabel="passes over the data (epochs)", ylabel=f"bits/dim on the {history.split} split")
         axes.margins(x=0)
         figure.legend(loc="outside lower center", ncols=3)
         caption = (
-            "What each kind of step adds to the code length of the test images. Log-determinants mostly take bits "
-            "away, and hang below zero; all entries add up to the model's bits/dim."
+            f"What each kind of step adds to the code length of the {history.split} images. Log-determinants mostly "
+            "take bits away, and hang below zero; all entries add up to the model's bits/dim."
         )
         return Drawing("ledger.png", "Where the bits go", caption, png())
 

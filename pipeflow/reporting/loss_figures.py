@@ -1,7 +1,7 @@
 """Loss against epochs, against time and against bytes handed forward.
 
 TensorBoard draws a scalar against a step. A run by parts asks which part learned when, and what that cost in passes,
-time and bytes: a line per part lies under a strip that shows when each part learned, and the test split is points.
+time and bytes: a line per part lies under a strip that shows when each part learned, and evaluations are points.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def loss_by_epoch(history: RunHistory) -> Drawing:
     window = _window(history)
     caption = (
         "Lines: training loss of the flow truncated behind each part, smoothed over "
-        f"{window} steps; faint: every step. Points: the test split. The strip shows which part learns when."
+        f"{window} steps; faint: every step. Points: the {history.split} split. The strip shows which part learns when."
     )
     progress = Progress(label, lambda step: step / (known or 1))
     return _loss(history, progress, "loss_epoch", "Loss against epochs", caption, history.streams)
@@ -112,15 +112,16 @@ def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: P
 
 
 def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phases: list[PhaseHistory]) -> Floats:
-    """Draws the test split; returns the values."""
+    """Draws the evaluations; returns the values."""
     lines = [line for line in history.evaluations if any(phase.first <= line["step"] <= phase.last for phase in phases)]
     drawn: list[float] = []
     for part in range(max((len(line["parts"]) for line in lines), default=0)):
         truncated = [line for line in lines if part < len(line["parts"]) - bool(line["complete"])]
         look: dict[str, Any] = {"color": colour(part), "marker": "o", "s": 16, "linewidth": 0.5}
-        drawn += _scatter(axes, progress, truncated, part, look | {"label": f"test: behind part {part + 1}"})
+        drawn += _scatter(axes, progress, truncated, part, look | {"label": f"{history.split}: behind part {part + 1}"})
     complete = [line for line in lines if line["complete"]]
-    model: dict[str, Any] = {"color": MODEL, "marker": "D", "s": 30, "label": "test: the model", "linewidth": 0.5}
+    model: dict[str, Any] = {"color": MODEL, "marker": "D", "s": 30, "linewidth": 0.5}
+    model["label"] = f"{history.split}: the model"
     return np.array(drawn + _scatter(axes, progress, complete, -1, model))
 
 

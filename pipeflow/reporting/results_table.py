@@ -19,7 +19,8 @@ def results_column(run: RunHistory) -> dict[str, Markup]:
         "parts": escape(run.config.cut.parts),
         "cut": escape(cut_in_words(run.config)),
         "learning rate": _learning_rates(run),
-        "test bits/dim": _test_bits(run),
+        "test bits/dim": _bits(run, "test"),
+        f"{run.split} bits/dim": _bits(run, run.split),
         "minutes": _minutes(run),
         "images/s, by phase": _images_per_s(run),
         "peak memory by rank (MiB)": _of_ranks(run, "peak_memory_bytes"),
@@ -45,7 +46,7 @@ def mebibytes(size: float, digits: int = 2) -> Markup:
 
 
 def model_bits(history: RunHistory) -> Markup:
-    """The latest test bits/dim of the model, if its last part has begun to learn and the images are discrete."""
+    """The latest bits/dim of the model, on the split `last_split`, if there is one yet; of no density."""
     line = history.last_evaluation
     known = line and line["complete"] and not history.config.noise
     return number(line["bits_per_dim"], ",.4f") if line and known else NOT_KNOWN
@@ -70,7 +71,10 @@ def _learning_rates(history: RunHistory) -> Markup:
     return _by_phase(escape(" / ".join(f"{rate:g}" for rate in of_parts)) for of_parts in rates)
 
 
-def _test_bits(history: RunHistory) -> Markup:
+def _bits(history: RunHistory, split: str) -> Markup:
+    if split != history.last_split:
+        lines = history.model_evaluations if split == history.split else []
+        return number(lines[-1]["bits_per_dim"], ",.4f") if lines else NOT_KNOWN
     bits, line = model_bits(history), history.last_evaluation
     if line is None or bits is NOT_KNOWN or history.result:
         return bits

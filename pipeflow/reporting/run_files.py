@@ -65,7 +65,7 @@ class SavedCheckpoint:
 
     Attributes:
         step: of the run.
-        bits_per_dim: of the model on the test split; None where it was not evaluated.
+        bits_per_dim: of the model on the split on which the run is evaluated; None where it was not.
         bytes: size on disk.
         wrong: why its manifest cannot be read, if it cannot.
     """
@@ -114,7 +114,7 @@ def read_lines(file: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_evaluations(file: Path) -> list[dict[str, Any]]:
-    """The evaluations on the test split, in order."""
+    """The evaluations while the run trained, in order."""
     lines = read_lines(file, ("step", "epoch", "dequantisation"))
     for line in lines:
         parts = line.get("parts")
@@ -160,7 +160,7 @@ def read_checkpoints(run: RunDirectory) -> tuple[list[SavedCheckpoint], Manifest
         directory, bits, wrong = run.checkpoint(step), None, None
         try:
             newest = checkpoint.read_manifest(directory)
-            bits = newest.test_bits_per_dim
+            bits = newest.bits_per_dim
         except (OSError, ValueError) as error:
             wrong = str(error)
         size = sum(path.stat().st_size for path in directory.glob("*") if path.is_file())

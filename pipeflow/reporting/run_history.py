@@ -63,7 +63,7 @@ class RunHistory:
         earlier_configs: (step, settings) that held until a step, before these; in order.
         phases: those that have begun, in order.
         streams: metrics of the parts in order, then end to end; only those that have figures.
-        evaluations: on the test split, in order.
+        evaluations: on `split`, in order.
         saves: step → how long its checkpoint held training up and was written, in order.
         checkpoints: those that are on disk, in order.
         newest: the newest readable manifest.
@@ -93,6 +93,16 @@ class RunHistory:
     paused: float
 
     @property
+    def split(self) -> str:
+        """The split on which the run is evaluated while it trains."""
+        return "validation" if self.config.data.validation else "test"
+
+    @property
+    def last_split(self) -> str:
+        """The split of `last_evaluation`."""
+        return "test" if self.result else self.split
+
+    @property
     def epoch_steps(self) -> float | None:
         """Batches in a pass over the training images; None before the first evaluation."""
         return self.evaluations[-1]["step"] / self.evaluations[-1]["epoch"] if self.evaluations else None
@@ -113,7 +123,7 @@ class RunHistory:
 
     @property
     def last_evaluation(self) -> dict[str, Any] | None:
-        """The latest evaluation: the result's where the run is finished."""
+        """The latest evaluation: the result's, on the test split, where the run is finished."""
         if self.result:
             return {"bits_per_dim": self.result["test_bits_per_dim"], "complete": True}
         return self.evaluations[-1] if self.evaluations else None

@@ -1,8 +1,9 @@
 """One part at work on one batch: forward, send, loss, backward, update."""
 
+from .adaptive_clip import AdaptiveClip
 from .cuda_graphs import CudaRecorder, RecordedStep
 from .ema import Average
-from .optimizer import NamedParameters, OptimizerName, load_moments, make_optimizer, named_moments
+from .optimizer import NORM, NamedParameters, OptimizerName, load_moments, make_optimizer, named_moments
 from .pipeline_stage import PipelineModule, PipelineStage
 from .report import Report
 from .stage import BaseStage, Stage
@@ -10,6 +11,8 @@ from .training_step import EagerStep
 from .update import Update
 
 __all__ = [
+    "NORM",
+    "AdaptiveClip",
     "Average",
     "BaseStage",
     "CudaRecorder",

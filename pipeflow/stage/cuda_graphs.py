@@ -1,12 +1,14 @@
 """A stage's kernels recorded once and replayed: a GPU that is fed kernel by kernel waits for the host at small latents.
 
 `torch.compile(mode="reduce-overhead")` decides by itself what it records, and `torch.cuda.make_graphed_callables` ends
-with the backward pass. Here the forward pass is one CUDA graph, and loss, backward pass, clipping, optimizer and
-average are another, so that the packet still leaves before the backward pass starts, and a step is two launches.
+with the backward pass. Here the forward pass is one CUDA graph, loss and backward pass are another, and clipping,
+optimizer and average a third, so that the packet still leaves before the backward pass starts, and a step is three
+launches. Where a batch is several packets, those after the first have a backward pass of their own, which adds to the
+gradients.
 
 A graph replays addresses. So a packet is copied to where the first one lay, the learning rate is a number on the
-device, and what a replay returns lies where it lay before, until the next. Both graphs share their memory, since they
-are only ever replayed one behind the other: the second frees what the first has kept.
+device, and what a replay returns lies where it lay before, until the next. All graphs share their memory, since they
+are only ever replayed in the order in which they were recorded: a backward pass frees what the forward pass has kept.
 
 Nothing is recorded before a few batches were learned from kernel by kernel, on the stream that is recorded later: by
 then libraries have chosen their kernels and moments and averages exist. Recording computes nothing, so it leaves no
@@ -14,6 +16,7 @@ trace in weights or moments, and those first batches are batches like any other.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -75,38 +78,55 @@ class RecordedStep:
         step: of tensors alone, so its optimizer must be able to skip (`can_skip`).
         optimizer: that the step uses; its learning rate becomes a number on its device.
         recorder: for its device.
+        packets: of a batch, all of one size.
     """
 
-    def __init__(self, step: TrainingStep, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+    def __init__(
+        self, step: TrainingStep, optimizer: torch.optim.Optimizer, recorder: Recorder, packets: int = 1
+    ) -> None:
         assert can_skip(optimizer), "the host would have to look at every gradient"
         keep_lr_on_device(optimizer)
-        self._step, self._optimizer, self._recorder = step, optimizer, recorder
+        self._step, self._optimizer, self._recorder, self._packets = step, optimizer, recorder, packets
         self._learned = 0
-        self._replay_forward: Callable[[], None] | None = None
+        self._forward: list[tuple[Callable[[], None], tuple[Packet, Tensor]]] = []
+        self._backward: list[tuple[Callable[[], None], Tensor]] = []
+        self._replay_update: Callable[[], None] | None = None
 
-    def forward(self, packet: Packet) -> tuple[Packet, Tensor]:
+    def forward(self, packet: Packet, number: int = 0) -> tuple[Packet, Tensor]:
         """As of the step; what it returns is valid until it is called again."""
-        if self._replay_forward is None and self._learned >= WARM_UP and torch.is_grad_enabled():
+        if self._replay_update is None and self._learned >= WARM_UP and torch.is_grad_enabled():
             self._record(packet)
-        if self._replay_forward is None:
-            return self._recorder.aside(lambda: self._step.forward(packet))
+        if self._replay_update is None:
+            return self._recorder.aside(lambda: self._step.forward(packet, number))
         for recorded, tensor in zip(self._packet, packet, strict=True):
             recorded.copy_(tensor)
-        self._replay_forward()
-        return self._forwarded
+        replay, forwarded = self._forward[min(number, 1)]
+        replay()
+        return forwarded
 
-    def update(self, nll: Tensor) -> tuple[Tensor, Tensor]:
-        """As of the step, from what `forward` returned last."""
-        if self._replay_forward is None:
+    def backward(self, nll: Tensor, number: int = 0) -> Tensor:
+        """As of the step, from what `forward` returned last; valid until the next packet but the first."""
+        if self._replay_update is None:
+            return self._recorder.aside(lambda: self._step.backward(nll, number))
+        assert nll is self._forward[min(number, 1)][1][1]
+        replay, loss = self._backward[min(number, 1)]
+        replay()
+        return loss
+
+    def update(self) -> Tensor:
+        """As of the step."""
+        if self._replay_update is None:
             self._learned += 1
-            return self._recorder.aside(lambda: self._step.update(nll))
-        assert nll is self._forwarded[1]
+            return self._recorder.aside(self._step.update)
         self._replay_update()
-        return self._updated
+        return self._finite
 
     def _record(self, like: Packet) -> None:
+        """The first packet of a batch starts the gradient, any other adds to it."""
         self._packet = Packet(torch.empty_like(like.z), torch.empty_like(like.logp))
         allow_recording(self._optimizer)
-        replay, self._forwarded = self._recorder.record(lambda: self._step.forward(self._packet))
-        self._replay_update, self._updated = self._recorder.record(lambda: self._step.update(self._forwarded[1]))
-        self._replay_forward = replay
+        for number in range(min(self._packets, 2)):
+            self._forward.append(self._recorder.record(partial(self._step.forward, self._packet, number)))
+            _, nll = self._forward[number][1]
+            self._backward.append(self._recorder.record(partial(self._step.backward, nll, number)))
+        self._replay_update, self._finite = self._recorder.record(self._step.update)

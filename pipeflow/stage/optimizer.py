@@ -20,6 +20,8 @@ _KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 NamedParameters = list[tuple[str, nn.Parameter]]
+NORM = "norm"
+"""The slot of a mean that gradients are clipped by (adaptive_clip.py); it is kept like moments, and none."""
 
 
 def make_optimizer(
@@ -56,7 +58,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def keep_lr_on_device(optimizer: torch.optim.Optimizer) -> None:
     """A fused optimizer reads its learning rate from the device from now on; float32, as its kernels want it."""
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+        group["lr"] = torch.full((), group["lr"], dtype=torch.float32, device=group["params"][0].device)
 
 
 def allow_recording(optimizer: torch.optim.Optimizer) -> None:
@@ -98,7 +100,8 @@ def load_moments(optimizer: torch.optim.Optimizer, named: NamedParameters, momen
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in moments.items():
         slot, name = key.split("/", 1)
-        by_name.setdefault(name, {})[slot] = value
+        if slot != NORM:
+            by_name.setdefault(name, {})[slot] = value
     fused = can_skip(optimizer)
     for name, parameter in named:
         if name in by_name:

@@ -49,32 +49,49 @@ class Stage(BaseStage):
         update: of the part's parameters.
         dims: dimensions of an image, for bits/dim.
         drift: receives how far inverted inputs lie from what entered; None where activations are not inverted.
+        sizes: images per packet, for the packets of a batch in turn; a batch is one packet by default.
 
     Attributes:
         step: what the device computes for a batch.
     """
 
-    def __init__(self, truncated: Truncated, update: Update, dims: int, drift: Drift | None = None) -> None:
+    def __init__(
+        self,
+        truncated: Truncated,
+        update: Update,
+        dims: int,
+        drift: Drift | None = None,
+        sizes: tuple[int, ...] = (1,),
+    ) -> None:
         super().__init__(update)
         self.truncated, self.dims, self.drift = truncated, dims, drift
-        self.step: TrainingStep = EagerStep(truncated, update, dims)
+        self._shares = [size / sum(sizes) for size in sizes]
+        self.step: TrainingStep = EagerStep(truncated, update, dims, self._shares)
 
     def tick(self, learn: bool = True) -> Report:
-        """One batch: receive, forward, send at once, and where the part learns: loss, backward, update.
+        """One batch. Per packet: receive, forward, send at once, and where the part learns, backward. Then one update.
 
         A loss or gradient that is not finite skips the update.
         """
-        started = time.perf_counter()
-        packet = self.inbox.recv()
-        received = time.perf_counter()
-        with torch.set_grad_enabled(learn):
-            packet, nll = self.step.forward(packet)
-            forwarded = time.perf_counter()
-            self.outbox.send(packet.sealed())
-            sent = time.perf_counter()
-        loss, finite = self._learn(nll) if learn else self._score(nll)
+        started, loss = time.perf_counter(), None
+        wait_s = send_s = 0.0
+        for number, share in enumerate(self._shares):
+            asked = time.perf_counter()
+            packet = self.inbox.recv()
+            received = time.perf_counter()
+            with torch.set_grad_enabled(learn):
+                packet, nll = self.step.forward(packet, number)
+                forwarded = time.perf_counter()
+                self.outbox.send(packet.sealed())
+                sent = time.perf_counter()
+            of_packet = self.step.backward(nll, number) if learn else self._score(nll, share)
+            loss = of_packet if loss is None else loss + of_packet
+            wait_s, send_s = wait_s + received - asked, send_s + sent - forwarded
+        assert loss is not None, "a batch has at least one packet"
+        if learn:
+            self.update.begin()
+        finite = self.step.update() if learn else loss.isfinite()
         drift = self.drift.numbers if learn and self.drift else ()
-        wait_s, send_s = received - started, sent - forwarded
         return Report(
             learn=learn,
             figures=AsyncScalars(loss, finite, *drift),
@@ -84,13 +101,7 @@ class Stage(BaseStage):
             compute_s=time.perf_counter() - started - wait_s - send_s,
         )
 
-    def _learn(self, nll: Tensor) -> tuple[Tensor, Tensor]:
-        """Updates the part; the loss in bits/dim, and whether it and the gradient were finite."""
-        self.update.begin()
-        return self.step.update(nll)
-
     @torch.no_grad()  # a forward pass that is replayed was recorded for learning
-    def _score(self, nll: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss in bits/dim, and whether it is finite."""
-        loss = bits_per_dim(nll, self.dims).mean()
-        return loss, loss.isfinite()
+    def _score(self, nll: Tensor, share: float) -> Tensor:
+        """A packet's share of the loss, bits/dim."""
+        return share * bits_per_dim(nll, self.dims).mean()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .adaptive_clip import AdaptiveClip
 from .ema import Average
 from .optimizer import NamedParameters, can_skip, named_moments, set_lr, skip_if
 
@@ -18,7 +19,7 @@ class Update:
         optimizer: of these parameters.
         lr: learning rate after warm-up.
         warmup_steps: updates over which the learning rate rises linearly.
-        clip: largest norm of the gradient; None for no clipping.
+        clip: largest norm of the gradient, or what finds it; None for no clipping.
         average: of the weights; none by default.
         attempts: updates before now, skipped ones included.
     """
@@ -29,7 +30,7 @@ class Update:
         optimizer: torch.optim.Optimizer,
         lr: float,
         warmup_steps: int = 0,
-        clip: float | None = None,
+        clip: float | AdaptiveClip | None = None,
         average: Average | None = None,
         attempts: int = 0,
     ) -> None:
@@ -45,8 +46,9 @@ class Update:
         set_lr(self.optimizer, self.lr * min(1.0, self.attempts / max(1, self.warmup_steps)))
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimizer's state, as "<slot>/<global name>" → tensor."""
-        return named_moments(self.optimizer, self.named)
+        """The optimizer's state, and the mean that adaptive clipping keeps, as "<slot>/<global name>" → tensor."""
+        norm = {self.clip.name: self.clip.usual} if isinstance(self.clip, AdaptiveClip) else {}
+        return named_moments(self.optimizer, self.named) | norm
 
     def gradients(self) -> list[Tensor]:
         """Of all parameters that have one."""
@@ -62,7 +64,9 @@ class Update:
         device_skips = can_skip(self.optimizer)
         if not device_skips and not finite:
             return
-        if self.clip is not None:
+        if isinstance(self.clip, AdaptiveClip):  # PyTorch would read a limit that is a tensor on the host
+            nn.utils.clip_grads_with_norm_(self._parameters, 1.0, norm / self.clip.limit(norm, finite))
+        elif self.clip is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         if device_skips:
             skip_if(self.optimizer, ~finite)

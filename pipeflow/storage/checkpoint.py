@@ -32,7 +32,8 @@ class CheckpointConfig:
 
     Attributes:
         every: steps between two checkpoints; None saves only at the end of every phase.
-        keep: how many of the newest stay; the best by test bits/dim stays as well.
+        keep: how many of the newest stay; the best by bits/dim on the validation split stays as well, or on the test
+            split if there is none.
     """
 
     every: AtLeast1 | None = 1000
@@ -72,12 +73,12 @@ def steps_saved(run: Path) -> list[int]:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints and the best by test bits/dim."""
+    """Removes all but the `keep` newest checkpoints and the best by bits/dim (`Manifest.bits_per_dim`)."""
     steps = steps_saved(run)
     scores: dict[int, float] = {}
     for step in steps:
         with suppress(ValueError):  # a damaged one
-            bits = read_manifest(RunDirectory(run).checkpoint(step)).test_bits_per_dim
+            bits = read_manifest(RunDirectory(run).checkpoint(step)).bits_per_dim
             scores |= {} if bits is None else {step: bits}
     best = min(scores, key=lambda step: scores[step], default=None)
     for step in steps[:-keep]:

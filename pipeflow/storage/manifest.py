@@ -42,7 +42,8 @@ class Manifest:
         elapsed: seconds that the phase in progress has taken: "seconds" in all, "train_seconds" without evaluations.
         started: how many flow steps have had their data-dependent start.
         moments_of: the kind of optimizer that the moments belong to.
-        test_bits_per_dim: of the model at this step; None where it was not evaluated.
+        test_bits_per_dim, validation_bits_per_dim: of the model at this step, on the split on which the run is
+            evaluated; None where it was not evaluated, or not on this split.
         versions: of the libraries that computed it.
         files: file name → SHA-256.
         own: short hashes of the "flow" and "data" that a script has handed over; settings do not tell them apart.
@@ -63,9 +64,15 @@ class Manifest:
     versions: dict[str, Any]
     files: Annotated[dict[str, str], AfterValidator(_all_parts)]
     own: dict[str, str] = field(default_factory=dict)
+    validation_bits_per_dim: float | None = None
     format: int = FORMAT
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    @property
+    def bits_per_dim(self) -> float | None:
+        """By which checkpoints are compared: on the validation split, and without one on the test split."""
+        return self.test_bits_per_dim if self.validation_bits_per_dim is None else self.validation_bits_per_dim
 
 
 _READER = TypeAdapter(Manifest)

@@ -36,7 +36,7 @@ def check_values(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
     for name, tensor in tensors.items():
         if (model := expected.get(name.split("/", 1)[-1])) is None:
             continue
-        shape = torch.Size() if name.startswith("step/") else model.shape
+        shape = torch.Size() if name.startswith(("step/", "norm/")) else model.shape
         if tensor.shape != shape:
             raise ValueError(f"{source} holds {name} of shape {tuple(tensor.shape)}; here it must be {tuple(shape)}.")
         if tensor.dtype != model.dtype:

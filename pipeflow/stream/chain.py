@@ -49,18 +49,18 @@ class Chain:
         return [part for part in self.world.mine if part <= last]
 
     def open_links(
-        self, head: Inbox, batch: int, count: int, last: int, done: Sequence[int] = (), wire: str = "fp32"
+        self, head: Inbox, sizes: tuple[int, ...], count: int, last: int, done: Sequence[int] = (), wire: str = "fp32"
     ) -> Links:
-        """Opens every link for `count` packets of `batch` images that go from part 0 to part `last`.
+        """Opens every link for `count` batches, each cut into packets, that go from part 0 to part `last`.
 
         Every process must call it. Both ends first compare what they are about to send and receive.
 
         Args:
             head: where part 0 takes its packets from.
-            batch: images per packet.
-            count: packets; may differ from chain to chain, and be 0.
+            sizes: images per packet, for the packets of a batch in turn.
+            count: batches; may differ from chain to chain, and be 0.
             last: position of the last part that takes part.
-            done: how many of the packets each part has done already, in a chain that is opened again; none by default.
+            done: how many of the batches each part has done already, in a chain that is opened again; none by default.
             wire: how latents cross a border, a key of `WIRES`.
 
         Returns:
@@ -69,7 +69,8 @@ class Chain:
         Raises:
             ValueError: the processes disagree about the shapes or the settings.
         """
-        what = f"{count} packets of {batch} images ({wire}) to part {last + 1}, borders {self.events}"
+        images = " + ".join(map(str, sizes))
+        what = f"{count} batches of {images} images ({wire}) to part {last + 1}, borders {self.events}"
         self.world.agree("the run", f"{what}, settings {self.digest}", by_chain=True)
         if not count:
             return []
@@ -78,8 +79,8 @@ class Chain:
         timeout_s = self.world.config.timeout_s * (1 + max(done) - min(done))
 
         def border(part: int, other: int, direction: str) -> Border:
-            left = count - done[max(part, other)]
-            return self.border(part, other, direction, batch, left, timeout_s, WIRES[wire])
+            left = (count - done[max(part, other)]) * len(sizes)
+            return self.border(part, other, direction, sizes, left, timeout_s, WIRES[wire])
 
         links: Links = []
         inbox: Inbox = head
@@ -88,7 +89,8 @@ class Chain:
                 inbox = ProcessInbox(border(part, part - 1, "from"))
             outbox: Outbox = Discard()
             if part < last:
-                outbox = ProcessOutbox(border(part, part + 1, "to")) if self._crosses(part) else LocalLink(WIRES[wire])
+                local = LocalLink(WIRES[wire], len(sizes))
+                outbox = ProcessOutbox(border(part, part + 1, "to")) if self._crosses(part) else local
             links.append((part, inbox, outbox))
             if isinstance(outbox, LocalLink):
                 inbox = outbox
@@ -99,7 +101,7 @@ class Chain:
         part: int,
         other: int,
         direction: str,
-        batch: int,
+        sizes: tuple[int, ...],
         count: int,
         timeout_s: float | None = None,
         wire: torch.dtype = torch.float32,
@@ -109,7 +111,7 @@ class Chain:
         Args:
             part, other: neighbours.
             direction: "to" or "from" the other.
-            batch: images per packet.
+            sizes: images per packet, of one packet after another, again and again.
             count: packets.
             timeout_s: how long one that is due may take; `parallel.timeout_s` by default.
             wire: dtype of latents on their way.
@@ -120,7 +122,7 @@ class Chain:
             group=world.edge(before),
             peer=world.owner[other],
             event=self.events[before],
-            batch=batch,
+            sizes=sizes,
             packets=count,
             depth=world.config.depth,
             timeout_s=timeout_s or world.config.timeout_s,

@@ -46,20 +46,21 @@ class Discard:
 
 
 class LocalLink:
-    """A border within a process: both its inbox and its outbox. Its two stages take turns, so it holds one packet.
+    """A border within a process: both its inbox and its outbox. Its two stages take turns, so it holds one batch.
 
     Args:
         wire: dtype to which latents are rounded, as a border between processes would.
+        packets: of a batch.
     """
 
-    def __init__(self, wire: torch.dtype = torch.float32) -> None:
+    def __init__(self, wire: torch.dtype = torch.float32, packets: int = 1) -> None:
         self._queue: deque[Packet] = deque()
-        self._wire = wire
+        self._wire, self._packets = wire, packets
 
     def send(self, packet: Packet) -> None:
         """Keeps the packet for `recv`."""
         assert not packet.z.requires_grad, "only sealed packets cross a border"
-        assert not self._queue, "the stage behind the border has not taken the packet before this one"
+        assert len(self._queue) < self._packets, "the stage after the border has not taken the batch before this one"
         z = packet.z if self._wire is torch.float32 else packet.z.to(self._wire).to(packet.z.dtype)
         self._queue.append(Packet(z, packet.logp))
 

@@ -8,14 +8,22 @@ run is asked to stop fewer cross: then a last message, which nobody looks at, an
 
 What guards a buffer: before the sender writes into one, it waits for the transfer that has used it; of the two that are
 received into, one is posted again when the next packet is taken from the other. On the CPU the host does all of this in
-order. NCCL's `wait` holds back the stream in use, not the host, and its transfers wait for what that stream was given,
-so the same order holds on the device. Through pinned memory the transport is the host's, and copies have a stream of
-their own, with events before and behind them (pinned_staging.py).
+order. Over NCCL it does as well: the host asks whether a transfer has completed, until it has or is overdue, and then
+`wait` makes the stream in use wait for it too. Through pinned memory the transport is the host's, and copies have a
+stream of their own, with events before and behind them (pinned_staging.py).
+
+Two rules come from NCCL. Between opening a link and its first send, no process may wait for another in any other way,
+nor synchronise the device: the receive posted ahead may be a kernel that runs until its packet comes, and the first
+transfer between two processes may hold the host until the other one begins it as well (torch's older backend connects
+then; the newer one does when the group is opened). And no transfer has a time-out of the transport's own but one so
+long that it never passes first (process_groups.py): NCCL counts it from when the transfer was posted, though nobody may
+wait for it yet, and ends the process.
 
 A link may carry latents in fewer bits than they are computed in. A `LocalLink` rounds them just as well, so that what
 is learned does not depend on which borders lie between processes; the log-likelihood is never rounded.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -29,6 +37,8 @@ from ..distributed import Pulse, bytes_per_image, lost_error
 from ..flow import Event, Packet
 from .pinned_staging import Direct, Staged
 
+_POLL_S = 2e-4
+
 
 class Border(NamedTuple):
     """One end of a border between two processes, and what crosses it.
@@ -38,10 +48,10 @@ class Border(NamedTuple):
         group: of the two processes.
         peer: global rank of the other end.
         event: shape of a latent.
-        batch: images per packet.
+        sizes: images per packet, of one packet after another, again and again.
         packets: how many cross before the link closes.
         depth: sends in flight.
-        timeout_s: how long a packet that is due may take.
+        timeout_s: how long a packet that is due may take, from when it is waited for.
         device: where packets are made and used.
         staged: packets travel through pinned host memory.
         pulse: of this process, which says for whom it waits.
@@ -52,7 +62,7 @@ class Border(NamedTuple):
     group: Any
     peer: int
     event: Event
-    batch: int
+    sizes: tuple[int, ...]
     packets: int
     depth: int
     timeout_s: float
@@ -62,16 +72,22 @@ class Border(NamedTuple):
     wire: torch.dtype = torch.float32
 
     def buffer(self) -> Tensor:
-        """One contiguous buffer of bytes for logp and z."""
-        size = self.batch * bytes_per_image(self.event, self.wire)
+        """One contiguous buffer of bytes for logp and z of the largest packet."""
+        size = max(self.sizes) * bytes_per_image(self.event, self.wire)
         if self.staged:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
-    def packet(self, buffer: Tensor) -> Packet:
-        """The buffer seen as a packet, z (B, *event) in the dtype of the wire, logp (B,) float32."""
-        logp, z = buffer[: 4 * self.batch], buffer[4 * self.batch :]
-        return Packet(z.view(self.wire).view(self.batch, *self.event), logp.view(torch.float32))
+    def used(self, buffer: Tensor, number: int) -> Tensor:
+        """What the packet of this number, from 0, takes of a buffer."""
+        return buffer[: self.sizes[number % len(self.sizes)] * bytes_per_image(self.event, self.wire)]
+
+    def packet(self, buffer: Tensor, number: int) -> Packet:
+        """The buffer seen as the packet of this number: z (B, *event) in the dtype of the wire, logp (B,) float32."""
+        batch = self.sizes[number % len(self.sizes)]
+        used = self.used(buffer, number)
+        logp, z = used[: 4 * batch], used[4 * batch :]
+        return Packet(z.view(self.wire).view(batch, *self.event), logp.view(torch.float32))
 
     def staging(self, ring: Sequence[Tensor] = ()) -> Direct | Staged:
         """What lies between the device and the transport; `ring`: the buffers that are received into."""
@@ -80,11 +96,24 @@ class Border(NamedTuple):
     def wait(self, work: Any, number: int) -> None:
         """Waits for a transfer, or raises LostError with the border's name and the packet's number."""
         with self.pulse.waiting(self.peer):
-            self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+            if dist.get_backend(self.group) == "gloo":  # which looks whether a transfer has completed in `wait` only
+                self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+            else:
+                self._attempt(lambda: self._poll(work), number)
+
+    def _poll(self, work: Any) -> None:
+        """Waits on the host until a transfer has completed, then lets the stream in use wait for it."""
+        until = time.monotonic() + self.timeout_s
+        while not work.is_completed():
+            if time.monotonic() > until:
+                raise RuntimeError(f"timed out after {self.timeout_s:g} s")
+            time.sleep(_POLL_S)
+        work.wait()  # raises what the transport has found
 
     def start(self, transfer: Callable[..., Any], buffer: Tensor, number: int) -> Any:
         """Starts `dist.isend` or `dist.irecv` of a buffer."""
-        return self._attempt(lambda: transfer(buffer, self.peer, group=self.group), number)
+        with self.pulse.waiting(self.peer):  # the first one may have to connect
+            return self._attempt(lambda: transfer(buffer, self.peer, group=self.group), number)
 
     def _attempt(self, action: Callable[[], Any], number: int) -> Any:
         try:
@@ -110,17 +139,19 @@ class ProcessOutbox:
         if len(self._works) == len(self._buffers):
             self._border.wait(self._works.popleft(), self._sent - len(self._buffers) + 1)
         buffer = self._buffers[self._sent % len(self._buffers)]
-        slot = self._border.packet(buffer)
+        slot = self._border.packet(buffer, self._sent)
         assert packet.z.shape == slot.z.shape and packet.z.dtype == torch.float32, (packet.z.shape, slot.z.shape)
         self._staging.send(packet, slot)
+        used = self._border.used(buffer, self._sent)
         self._sent += 1
-        self._works.append(self._border.start(dist.isend, buffer, self._sent))
+        self._works.append(self._border.start(dist.isend, used, self._sent))
 
     def close(self, early: bool = False) -> None:
         """Waits until every packet has been taken."""
         assert early or self._sent == self._border.packets, f"{self._sent} of {self._border.packets} packets were sent"
         if self._sent < self._border.packets:
-            self._works.append(self._border.start(dist.isend, self._border.buffer(), self._sent + 1))
+            last = self._border.used(self._border.buffer(), self._sent)
+            self._works.append(self._border.start(dist.isend, last, self._sent + 1))
         while self._works:
             self._border.wait(self._works.popleft(), self._sent - len(self._works))
 
@@ -165,9 +196,10 @@ class ProcessInbox:
         self._received += 1
         if self._received < border.packets:
             self._posted = self._post()
-        packet = border.packet(self._staging.recv(number % 2))
+        packet = border.packet(self._staging.recv(number % 2), number)
         return Packet(packet.z.float(), packet.logp)
 
     def _post(self) -> Any:
-        self._staging.free(self._received % 2)
-        return self._border.start(dist.irecv, self._buffers[self._received % 2], self._received + 1)
+        number = self._received
+        self._staging.free(number % 2)
+        return self._border.start(dist.irecv, self._border.used(self._buffers[number % 2], number), number + 1)

@@ -23,17 +23,19 @@ class ReplayOutbox:
         self._taken = 0
         self._lost: LostError | None = None
 
-    def open(self, outbox: Outbox, taken: int) -> None:
+    def open(self, outbox: Outbox, made: int, taken: int) -> None:
         """Goes on over another link.
 
         Args:
             outbox: the link; opened for what is still to come.
+            made: how many packets this end goes on after; those of a batch that it has not finished are made again.
             taken: how many packets the other end has done; those after it are sent again, or are yet to be made.
 
         Raises:
             LostError: the other end is lost again.
         """
         self._outbox, self._taken, self._lost = outbox, taken, None
+        del self._packets[made:]
         for packet in self._packets[taken:]:
             outbox.send(packet)
 
@@ -66,13 +68,14 @@ class ReplayOutbox:
         return self._outbox.in_flight()
 
 
-def with_replay(links: Links, replays: dict[int, ReplayOutbox], done: Sequence[int]) -> Links:
+def with_replay(links: Links, replays: dict[int, ReplayOutbox], done: Sequence[int], packets: int) -> Links:
     """The links just opened, with a ReplayOutbox before other processes, which sends again what was lost.
 
     Args:
         links: of this process's parts.
         replays: those of the segment so far, by position; new ones are added.
         done: how many batches of the segment each part has done.
+        packets: per batch.
 
     Raises:
         LostError: another process is lost again.
@@ -81,7 +84,7 @@ def with_replay(links: Links, replays: dict[int, ReplayOutbox], done: Sequence[i
     for position, inbox, outbox in links:
         if isinstance(outbox, ProcessOutbox):
             replay = replays.setdefault(position, ReplayOutbox())
-            replay.open(outbox, done[position + 1])
+            replay.open(outbox, done[position] * packets, done[position + 1] * packets)
             outbox = replay
         remembered.append((position, inbox, outbox))
     return remembered

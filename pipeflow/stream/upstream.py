@@ -24,5 +24,5 @@ def upstream_links(chain: Chain, batch: int, count: int) -> tuple[Inbox | None, 
     first, last = chain.world.mine[0], chain.world.mine[-1]
     inbox: Inbox | None = None
     if last < len(chain.events) - 1:
-        inbox = ProcessInbox(chain.border(last, last + 1, "from", batch, count))
-    return inbox, ProcessOutbox(chain.border(first, first - 1, "to", batch, count)) if first else Discard()
+        inbox = ProcessInbox(chain.border(last, last + 1, "from", (batch,), count))
+    return inbox, ProcessOutbox(chain.border(first, first - 1, "to", (batch,), count)) if first else Discard()

@@ -30,7 +30,7 @@ def start(state: State, learners: tuple[int, ...]) -> None:
     if weights.joined is not None:
         weights.joined.part.initialise(head.recv())
     else:
-        for position, inbox, outbox in (links := run.chain.open_links(head, size, 1, max(new))):
+        for position, inbox, outbox in (links := run.chain.open_links(head, (size,), 1, max(new))):
             piece, packet = weights.slices[position], inbox.recv()
             with torch.no_grad():
                 outbox.send((piece.initialise(packet) if position in new else piece.part(packet)).sealed())

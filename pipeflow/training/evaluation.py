@@ -79,7 +79,7 @@ def evaluate(
     for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
         index = torch.arange(first, first + count * size)
         head = InOrder(images, index, space, seed, Purpose.EVALUATE, size, world.device)
-        links = chain.open_links(head, size, count, last)
+        links = chain.open_links(head, (size,), count, last)
         for _ in range(count):
             world.pulse.beat()
             for part, inbox, outbox in links:

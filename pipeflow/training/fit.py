@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps
 from ..data import Splits
-from ..distributed import Stop, World, intra_op_threads, open_world, say
+from ..distributed import Stop, World, deterministic_kernels, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import Maker, set_tensor_cores
 from ..storage import Saver, release
@@ -51,7 +51,7 @@ def fit(
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
     try:
-        with intra_op_threads(config.parallel.threads):
+        with intra_op_threads(config.parallel.threads), deterministic_kernels(config.deterministic):
             return _train(world, config, resume, flow, data)
     finally:
         release(Path(config.run_dir))
@@ -84,9 +84,9 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
         cause = world.broadcast(Stop(world).cause())
         if cause and end < borders[-1]:
             raise StopRequested(end, cause)
-    ledger = pauses.ledger()
+    last, test = pauses.ledger(), pauses.test()
     remove_snapshots(state)
-    return record.ends(ledger)
+    return record.ends(last, test)
 
 
 def _phase_borders(state: State) -> list[int]:

@@ -1,7 +1,7 @@
 """What a run tells people on standard output: texts only, made from its state."""
 
 from ..config import micro_batches
-from ..data import Pixels
+from ..data import Pixels, Split
 from ..model import family_caution
 from ..units import rate
 from .evaluation import Ledger
@@ -16,9 +16,11 @@ def opening(run: Run) -> str:
     if grid.replicas > 1:
         processes = f"{grid.replicas} replicas of {grid.stages} each, {processes}"
     what = "images" if isinstance(space, Pixels) else "points"
+    held_out = "" if run.images.validation is None else f", {len(run.images.validation)} validation"
     name = config.flow if run.flow else str(config.family)
     lines = [
-        f"{config.data.name}: {len(run.images.train)} training and {len(run.images.test)} test {what} of {space.shape}",
+        f"{config.data.name}: {len(run.images.train)} training{held_out} and {len(run.images.test)} test {what} of "
+        f"{space.shape}",
         f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
         f"flow steps on {processes} ({run.world.device.type})",
     ]
@@ -56,13 +58,13 @@ def time_left(seconds: float) -> str:
     return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
 
 
-def headline(ledger: Ledger) -> str:
-    """Test bits/dim of the model and of the flows truncated before it."""
+def headline(ledger: Ledger, split: Split = "test") -> str:
+    """Bits/dim of the model and of the flows truncated before it, on a split."""
     truncated = [f"behind part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
     if ledger.complete:
         truncated.pop()
     model = "not yet" if ledger.bits_per_dim is None else f"{ledger.bits_per_dim:.4f}"
-    return f"test bits/dim of the model {model}" + (f" (truncated {', '.join(truncated)})" if truncated else "")
+    return f"{split} bits/dim of the model {model}" + (f" (truncated {', '.join(truncated)})" if truncated else "")
 
 
 def speeds(progress: Progress) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 from ..config import PhaseConfig, Segment, Turn
-from ..data import Batches
+from ..data import Batches, MicroBatches, packet_sizes
 from ..distributed import others_answer
 from ..stage import BaseStage, Report
 from ..storage import END_TO_END, part_stream
@@ -38,12 +38,14 @@ class Mode(ABC):
         names: of all stages of the run, by position, as metrics call them.
         keeps_record: whether this process writes the metrics of its stages.
         waits_for_others: whether processes average gradients within a tick.
+        sharers: processes, or chains of them, that share every batch.
         stages: position → stage of this process; empty before `enter`.
     """
 
     names: list[str]
     keeps_record: bool
     waits_for_others: bool
+    sharers: int
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
         self.state, self.world, self.builder = state, state.run.world, builder
@@ -75,11 +77,17 @@ class Mode(ABC):
             self.state.weights.moments |= stage.update.moments()
             self.state.weights.averages |= stage.update.average.values
 
-    def _head(self, first: int, share: tuple[int, int]) -> Batches:
-        """The images of this process from batch `first` of the run on: the i-th of n shares of each batch."""
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Images per packet, for the packets of this process's share of a batch in turn."""
+        config = self.state.run.config
+        return packet_sizes(config.data.batch // self.sharers, config.parallel.micro_batches)
+
+    def _batches(self, first: int, share: int) -> Batches:
+        """The images of this process from batch `first` of the run on: the share of this number of each batch."""
         run = self.state.run
-        seed, data = run.config.seed, run.config.data
-        return Batches(run.training_images, run.space, seed, data.batch, data.flip, self.world.device, first, share)
+        seed, data, shares = run.config.seed, run.config.data, (share, self.sharers)
+        return Batches(run.training_images, run.space, seed, data.batch, data.flip, self.world.device, first, shares)
 
 
 class ByParts(Mode):
@@ -89,21 +97,22 @@ class ByParts(Mode):
         super().__init__(state, builder)
         self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
         self.keeps_record = self.world.replica == 0  # replicas are equal
-        self.waits_for_others = self.world.grid.replicas > 1
+        self.sharers = self.world.grid.replicas
+        self.waits_for_others = self.sharers > 1
 
     def enter(self) -> None:
         split(self.state)
         self.stages = {part: self._stage(part) for part in self.world.mine}
 
     def links(self, segment: Segment, done: Sequence[int]) -> Links:
-        config, replicas = self.state.run.config, self.world.grid.replicas
-        head = self._head(segment.start + done[0], (self.world.replica, replicas))
-        batch, wire = config.data.batch // replicas, config.parallel.wire
-        return self.state.run.chain.open_links(head, batch, segment.steps, max(segment.learners), done, wire)
+        run, sizes = self.state.run, self.sizes
+        head = MicroBatches(self._batches(segment.start + done[0], self.world.replica), sizes)
+        last, wire = max(segment.learners), run.config.parallel.wire
+        return run.chain.open_links(head, sizes, segment.steps, last, done, wire)
 
     def _stage(self, part: int) -> BaseStage:
-        stage = self.builder.stage(self.state.weights.slices[part], part)
-        return self.builder.replayed(self.builder.averaged(stage, "replicas"), self.world.grid.replicas)
+        stage = self.builder.stage(self.state.weights.slices[part], part, self.sizes)
+        return self.builder.replayed(self.builder.averaged(stage, "replicas"), self.sharers)
 
 
 class EndToEnd(Mode):
@@ -114,12 +123,10 @@ class EndToEnd(Mode):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
         self.names, self.keeps_record = [END_TO_END], self.world.rank == 0
+        self.sharers = self.world.size
 
     def links(self, segment: Segment, done: Sequence[int]) -> Links:
-        return [(0, self._head(segment.start, self._share()), Discard())]
-
-    def _share(self) -> tuple[int, int]:
-        return self.world.rank, self.world.size
+        return [(0, MicroBatches(self._batches(segment.start, self.world.rank), self.sizes), Discard())]
 
     def _start_all_parts(self) -> None:
         start(self.state, tuple(range(self.state.run.config.cut.parts)))
@@ -131,8 +138,8 @@ class Replicated(EndToEnd):
     def enter(self) -> None:
         joined = join(self.state)
         self._start_all_parts()
-        stage = self.builder.averaged(self.builder.stage(joined, 0), "everyone")
-        self.stages = {0: self.builder.replayed(stage, self.world.size)}
+        stage = self.builder.averaged(self.builder.stage(joined, 0, self.sizes), "everyone")
+        self.stages = {0: self.builder.replayed(stage, self.sharers)}
 
 
 class Sharded(EndToEnd):
@@ -141,19 +148,24 @@ class Sharded(EndToEnd):
     def enter(self) -> None:
         split(self.state)
         self._start_all_parts()
-        self.stages = {0: self.builder.stage(join(self.state, sharded=True), 0)}
+        self.stages = {0: self.builder.stage(join(self.state, sharded=True), 0, self.sizes)}
 
     def collect(self) -> None:
         update = self.stages[0].update
-        take_back(self.state, update.moments(), update.average.values)
+        with others_answer(self.world.pulse, "the weights were not put together"):
+            take_back(self.state, update.moments(), update.average.values)
 
 
 class Pipelined(EndToEnd):
     """Every process keeps its own parts; latents go forward and gradients back (1F1B)."""
 
+    def __init__(self, state: State, builder: StageBuilder) -> None:
+        super().__init__(state, builder)
+        self.sharers = self.world.grid.replicas
+
     def enter(self) -> None:
         split(self.state)
         self.stages = {0: self.builder.pipeline_stage()}
 
-    def _share(self) -> tuple[int, int]:
-        return self.world.replica, self.world.grid.replicas
+    def links(self, segment: Segment, done: Sequence[int]) -> Links:
+        return [(0, self._batches(segment.start, self.world.replica), Discard())]

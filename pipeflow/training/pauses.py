@@ -2,6 +2,7 @@
 
 import math
 
+from ..data import Images, Split
 from ..storage import Saver
 from .evaluation import Ledger, evaluate
 from .recorder import Record
@@ -26,13 +27,8 @@ class Pauses:
         self._saver.check()
 
     def evaluate(self) -> None:
-        """On the test split: the model, or as many parts of it as have started to learn."""
-        run, progress = self._state.run, self._state.progress
-        slices, images, config = self._state.weights.slices, run.images.test, run.config
-        last = max(progress.learned)
-        ledger = evaluate(run.chain, slices, images, run.space, config.seed, config.data.batch, last)
-        self._evaluated = progress.step, ledger
-        self._record.evaluated(ledger)
+        """On the validation split, or without one on the test split: the parts that have started to learn."""
+        self._evaluated = self._state.progress.step, self._score(*self._state.run.images.evaluated())
 
     def ledger(self) -> Ledger:
         """The evaluation of this step, made now if there is none."""
@@ -40,6 +36,17 @@ class Pauses:
             self.evaluate()
         assert self._evaluated
         return self._evaluated[1]
+
+    def test(self) -> Ledger:
+        """The evaluation on the test split at the end of the run; the only one where there is a validation split."""
+        images = self._state.run.images
+        return self.ledger() if images.validation is None else self._score("test", images.test)
+
+    def _score(self, split: Split, images: Images) -> Ledger:
+        run, slices, last = self._state.run, self._state.weights.slices, max(self._state.progress.learned)
+        ledger = evaluate(run.chain, slices, images, run.space, run.config.seed, run.packet_images, last)
+        self._record.evaluated(ledger, split)
+        return ledger
 
     def save(self) -> None:
         """Begins a checkpoint of this step; the first replica's weights, since all are equal."""
@@ -55,13 +62,13 @@ class Pauses:
         """Saves and records a phase that has been trained and evaluated.
 
         Raises:
-            FloatingPointError: the model's test bits/dim is not finite; nothing of it was saved.
+            FloatingPointError: the bits/dim of the evaluation is not finite; nothing of the model was saved.
         """
         run, progress, ledger = self._state.run, self._state.progress, self.ledger()
-        schedule = run.config.phases[number - 1].schedule
+        schedule, (split, _) = run.config.phases[number - 1].schedule, run.images.evaluated()
         if not all(math.isfinite(part["bits_per_dim"]) for part in ledger.parts):
             raise FloatingPointError(
-                f"Phase {number} ({schedule}) ends at step {progress.step} with a model whose test bits/dim is not "
+                f"Phase {number} ({schedule}) ends at step {progress.step} with a model whose {split} bits/dim is not "
                 "finite; nothing of it was saved. Try a lower lr, a warm-up or clipping."
             )
         images_per_s = steps * run.config.data.batch / progress.elapsed["train_seconds"]

@@ -6,6 +6,7 @@ Its mode (modes.py) says which stages there are and what they are connected to; 
 from ..config import Segment, multiples, phase_steps, segments, stops, turns
 from ..distributed import Stop, say
 from ..errors import StopRequested
+from ..stage import NORM
 from ..stream import close
 from .actnorm_init import start
 from .modes import choose_mode
@@ -76,6 +77,8 @@ class Phase:
     def enter(self) -> None:
         """Takes moments, weights and records up for this phase; every process must call it."""
         weights, progress, settings = self.state.weights, self.progress, self.settings
+        if progress.step == self.begin:  # what is usual is of a phase, as its learning rate is
+            weights.moments = {name: slot for name, slot in weights.moments.items() if not name.startswith(f"{NORM}/")}
         if progress.step == self.begin and (settings.restart_optimizer or settings.optimizer != progress.moments_of):
             if weights.moments:
                 say(self.world, f"moments start afresh: {progress.moments_of} before, {settings.optimizer} now")

@@ -75,6 +75,7 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     check_name(config.flow, flow)
     images, hashes = images_of(config.data, data)
     check_enough(config.data, len(images.train))
+    images = images.hold_out(config.data.validation, config.seed)
     space = _space(config.data, images, config.noise)
     if flow is not None:
         hashes["flow"] = check_flow(flow, config.flow, space.shape)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..data import Pixels, sheet_png
+from ..data import Pixels, Split, sheet_png
 from ..distributed import say, totals
 from ..errors import SaveError
 from ..model import Flow, build
@@ -85,21 +85,23 @@ class Record:
         self._since = (time.perf_counter(), self.progress.step)
         say(self.world, messages.phase_opening(self.run, number, steps, done))
 
-    def evaluated(self, ledger: Ledger) -> None:
-        """Writes and says an evaluation."""
+    def evaluated(self, ledger: Ledger, split: Split) -> None:
+        """Writes and says an evaluation on a split."""
         step = self.progress.step
         epoch = step * self.run.config.data.batch / len(self.run.images.train)
-        say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger)}")
+        say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger, split)}")
         if self._board:
             figures = {
-                f"test/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
+                f"{split}/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
             }
             if ledger.bits_per_dim is not None:
-                figures["test/model"] = figures.pop(f"test/truncated behind part {len(ledger.parts)}")
+                figures[f"{split}/model"] = figures.pop(f"{split}/truncated behind part {len(ledger.parts)}")
             self._board.figures(step, figures)
             self._board.flush()
-        if self._evaluations:
-            self._evaluations.write(step=step, epoch=epoch, time=time.time(), **_as_json(ledger))
+        validated = self.run.images.validation is not None
+        if self._evaluations and (split == "validation" or not validated):  # of the test split then, result.json tells
+            named = {"split": split} if validated else {}
+            self._evaluations.write(step=step, epoch=epoch, time=time.time(), **named, **_as_json(ledger))
             self._evaluations.flush()
 
     def phase_ends(self, ledger: Ledger) -> None:
@@ -123,12 +125,18 @@ class Record:
         assert self._board
         self._board.sheet(step, samples, levels)
 
-    def ends(self, ledger: Ledger) -> dict[str, Any]:
-        """Writes `result.json`, and returns what it says: bits/dim, seconds, images a second, bytes."""
-        world = self.world
+    def ends(self, last: Ledger, ledger: Ledger) -> dict[str, Any]:
+        """Writes `result.json`, and returns what it says: bits/dim, seconds, images a second, bytes.
+
+        Args:
+            last: the last evaluation while training, on the validation split if there is one.
+            ledger: the evaluation on the test split.
+        """
+        world, validated = self.world, self.run.images.validation is not None
         ranks = world.gather(_usage(world.device))
         result = {
             "test_bits_per_dim": None if self.run.config.noise else ledger.bits_per_dim,
+            **({"validation_bits_per_dim": None if self.run.config.noise else last.bits_per_dim} if validated else {}),
             "ledger": _as_json(ledger),
             "seconds": [phase["seconds"] for phase in self.progress.ended],
             "images_per_s": [phase["images_per_s"] for phase in self.progress.ended],

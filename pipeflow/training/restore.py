@@ -7,7 +7,7 @@ spread may: parts are cut anew by global name, and what a new cut has no use for
 from collections.abc import Collection
 from pathlib import Path
 
-from ..config import Config, Resume
+from ..config import Config, Resume, from_dict
 from ..model import FAMILIES, build, global_state
 from ..storage import (
     Manifest,
@@ -104,7 +104,7 @@ def _check_model(run: Run, manifest: Manifest, names: Collection[str], source: P
 
 def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     """Whether the phases are the checkpoint's; a ValueError where another part of the past differs."""
-    now, then = config.as_dict(), {"flow": "glow"} | manifest.config
+    now, then = config.as_dict(), from_dict(manifest.config).as_dict()  # what it does not say is the default
     shape = {config.flow: set[str]()} if config.flow in FAMILIES else {}
     for name, free in (_PAST | shape).items():
         new, old = now[name], then.get(name)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..config import Config
-from ..data import ImageArray, ImageSet, Space, resident
+from ..data import ImageArray, ImageSet, Space, packet_sizes, resident
 from ..distributed import World
 from ..model import Maker
 from ..storage import RunDirectory
@@ -20,7 +20,7 @@ class Run:
     Attributes:
         world: the processes.
         config: the settings, with an explicit cut if it was measured.
-        images: the training and the test split.
+        images: the training, the test and maybe a validation split.
         space: what an image, or a point, looks like.
         flow: makes the steps of a flow that a script has handed over; None for one of a family.
         script_hashes: short hashes of what a script has handed over: "flow", "data".
@@ -43,6 +43,11 @@ class Run:
     def training_images(self) -> ImageArray:
         """The training split, where the head draws it from: copied to a GPU once per run, whatever its phases."""
         return resident(self.images.train, self.world.device)
+
+    @property
+    def packet_images(self) -> int:
+        """Images per packet where nothing is learned: as many as in a packet of a batch in training."""
+        return packet_sizes(self.config.data.batch, self.config.parallel.micro_batches)[0]
 
     @property
     def directory(self) -> RunDirectory:

@@ -9,6 +9,8 @@ from ..distributed import Engine, Members, average_gradients, others_answer
 from ..flow import Packet
 from ..model import Drift, Truncated, bits_per_dim, make_passage
 from ..stage import (
+    NORM,
+    AdaptiveClip,
     Average,
     CudaRecorder,
     EagerStep,
@@ -37,13 +39,13 @@ class StageBuilder:
     def __init__(self, state: State, phase: PhaseConfig, plan: list[Turn], begin: int) -> None:
         self.state, self.phase, self.plan, self.begin = state, phase, plan, begin
 
-    def stage(self, truncated: Truncated, position: int) -> Stage:
-        """A part, or the whole model as one, in this process alone."""
+    def stage(self, truncated: Truncated, position: int, sizes: tuple[int, ...]) -> Stage:
+        """A part, or the whole model as one, in this process alone, for batches of packets of these sizes."""
         config = self.state.run.config
         drift = Drift() if config.activations == "invert" else None
         truncated.part.passage = make_passage(config.activations, config.compile, drift)
         update = self.update(truncated.named_global_parameters(), position)
-        return Stage(truncated, update, self.state.run.space.dims, drift)
+        return Stage(truncated, update, self.state.run.space.dims, drift, sizes)
 
     def pipeline_stage(self) -> PipelineStage:
         """This process's parts, with those of the chain's other processes."""
@@ -56,7 +58,11 @@ class StageBuilder:
         pieces = micro_batches(run.config.end_to_end.micro_batches, images, world.grid.stages)
         loss = partial(bits_per_dim, dims=run.space.dims)
         engine = Engine(world, module, module.events, loss, images, pieces)
-        return PipelineStage(engine, self.update(module.named_global_parameters(), 0))
+        update = self.update(module.named_global_parameters(), 0)
+        if isinstance(clip := update.clip, AdaptiveClip):  # one mean, of the whole model's norms, by its first name
+            clip.name, usual = world.broadcast([clip.name, clip.usual.item()])
+            clip.usual.fill_(usual)
+        return PipelineStage(engine, update)
 
     def update(self, named: NamedParameters, position: int) -> Update:
         """The optimizer of some parameters, with its moments, and their averages."""
@@ -64,9 +70,12 @@ class StageBuilder:
         lr = phase.lr_of(position)
         optimizer = make_optimizer(phase.optimizer, named, lr, phase.weight_decay)
         load_moments(optimizer, named, weights.moments)
+        stale = {f"{NORM}/{name}" for name, _ in named[1:]}  # of a cut that was another
+        weights.moments = {name: slot for name, slot in weights.moments.items() if name not in stale}
+        clip = AdaptiveClip(named, weights.moments) if phase.clip == "adaptive" else phase.clip
         average = Average(named, self.state.run.config.ema, weights.averages)
         attempts = lessons(self.plan, position, self.state.progress.step - self.begin)
-        return Update(named, optimizer, lr, phase.warmup_steps, phase.clip, average, attempts)
+        return Update(named, optimizer, lr, phase.warmup_steps, clip, average, attempts)
 
     def averaged(self, stage: Stage, members: Members) -> Stage:
         """The stage, whose gradients DDP averages over these processes, where there are several.
@@ -94,6 +103,7 @@ class StageBuilder:
             sharers: processes that average its gradients; with more than one, kernels are started one by one.
         """
         if self.state.run.config.cuda_graphs and sharers == 1:
+            config = self.state.run.config
             recorder = CudaRecorder(self.state.run.world.device)
-            stage.step = RecordedStep(stage.step, stage.update.optimizer, recorder)
+            stage.step = RecordedStep(stage.step, stage.update.optimizer, recorder, config.parallel.micro_batches)
         return stage

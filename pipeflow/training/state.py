@@ -30,8 +30,9 @@ class State:
     weights: Weights
     progress: Progress
 
-    def manifest(self, test_bits_per_dim: float | None) -> Manifest:
+    def manifest(self, bits_per_dim: float | None) -> Manifest:
         """What a checkpoint of now says of itself, but for its files."""
+        validated = self.run.images.validation is not None
         run, progress = self.run, self.progress
         borders = [0, *run.borders]
         return Manifest(
@@ -45,7 +46,8 @@ class State:
             elapsed=dict(progress.elapsed),
             started=borders[max(progress.learned) + 1] if progress.learned else 0,
             moments_of=progress.moments_of,
-            test_bits_per_dim=test_bits_per_dim,
+            test_bits_per_dim=None if validated else bits_per_dim,
+            validation_bits_per_dim=bits_per_dim if validated else None,
             versions={"torch": torch.__version__, "python": platform.python_version()},
             files={},
             own=run.script_hashes,

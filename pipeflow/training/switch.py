@@ -106,15 +106,16 @@ def _chain_bits(state: State) -> float:
     """Bits/dim of the first training images, by the chain of parts."""
     run, count = state.run, state.run.config.data.batch
     images, last = run.images.train[:count], len(run.chain.events) - 1
-    ledger = evaluate(run.chain, state.weights.slices, images, run.space, run.config.seed, count, last)
+    slices, seed = state.weights.slices, run.config.seed
+    ledger = evaluate(run.chain, slices, images, run.space, seed, run.packet_images, last)
     return ledger.parts[-1]["bits_per_dim"]
 
 
 def _joined_bits(state: State, joined: Truncated) -> float:
     """Bits/dim of the same images, by the joined model."""
     run, count = state.run, state.run.config.data.batch
-    index, device = torch.arange(count), run.world.device
-    head = InOrder(run.images.train, index, run.space, run.config.seed, Purpose.EVALUATE, count, device)
+    index, device, size = torch.arange(count), run.world.device, run.packet_images
+    head = InOrder(run.images.train, index, run.space, run.config.seed, Purpose.EVALUATE, size, device)
     with torch.no_grad():
-        _, nll = joined(head.recv())
+        nll = torch.cat([joined(head.recv())[1] for _ in range(0, count, size)])
     return bits_per_dim(nll.double().mean(), run.space.dims).item()

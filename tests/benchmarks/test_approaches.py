@@ -16,6 +16,7 @@ from tests.support.processes import in_processes
 WORKLOAD = Workload(levels=2, steps=2, hidden=8, size=8, cut=(2,), batch=8)  # after a split: the latent is a slice
 APPROACHES = {
     "parts": {},
+    "parts 3": {"micro": 3},
     **{f"gpipe {micro}": {"micro": micro} for micro in (1, 2, 4)},
     **{f"1f1b {micro}": {"micro": micro} for micro in (2, 4)},
     "ddp": {"bucket_mb": 25},
@@ -74,7 +75,7 @@ def expected():
     return gradients(parameters)
 
 
-@pytest.mark.parametrize("approach", [approach for approach in APPROACHES if approach != "parts"])
+@pytest.mark.parametrize("approach", [approach for approach in APPROACHES if not approach.startswith("parts")])
 def test_an_approach_has_the_gradients_of_one_process(found, expected, approach):
     gradients = found[0][approach]
     assert gradients.keys() == expected.keys()
@@ -93,6 +94,9 @@ def test_the_pipelines_train_a_part_per_process(found, expected):
 
 def test_by_parts_the_last_part_has_the_gradients_of_one_process_and_the_first_its_own(found, expected):
     _, (first, second) = found
-    for name, gradient in second["parts"].items():
-        assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6), name
+    for approach in ("parts", "parts 3"):
+        for name, gradient in second[approach].items():
+            assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6), name
+        for name, gradient in first[approach].items():
+            assert torch.allclose(gradient, first["parts"][name], rtol=1e-4, atol=1e-6), name
     assert any(not torch.allclose(gradient, expected[name], rtol=1e-2) for name, gradient in first["parts"].items())

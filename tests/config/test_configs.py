@@ -37,6 +37,7 @@ def test_all_of_them_are_there():
     assert set(FILES) >= {
         *("quickstart", "cifar10_across2", "cifar10_across3", "cifar10_end_to_end_1e-4", "cifar10_end_to_end_1e-5"),
         *("cifar10_by_blocks", "cifar10_balanced3", "fashion_mnist", "imagenet32", "folder"),
+        *("cifar10_heads2", "cifar10_heads3"),
         "digits_recipe",
     }
 
@@ -94,6 +95,17 @@ def test_the_rows_of_the_table(name, at, phases):
         PhaseConfig(schedule, epochs=epochs, turn_epochs=turn, lr=lr, optimizer="adam")
         for schedule, epochs, turn, lr in phases
     ]
+
+
+@pytest.mark.parametrize(("parts", "baseline"), [(2, "cifar10_across2"), (3, "cifar10_across3")])
+def test_heads_against_end_to_end_on_equally_many_images(parts, baseline):
+    """The model, the borders and the data of the rows of the table, and no phase end to end."""
+    config, reference, joined = read(f"cifar10_heads{parts}"), read(baseline), read("cifar10_end_to_end_1e-4")
+    assert (config.glow, config.data, config.seed) == (joined.glow, joined.data, joined.seed)
+    assert borders(config) == borders(reference) and config.cut.provisional_prior == "flow"
+    (phase,), (end_to_end,) = config.phases, joined.phases
+    assert phase == dataclasses.replace(end_to_end, schedule="simultaneous")
+    config.check_world(parts)
 
 
 def test_what_to_use_on_three_gpus():

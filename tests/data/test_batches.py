@@ -97,6 +97,14 @@ def test_too_few_images(name):
         check_enough(DataConfig(**{"batch": 8, "init_batch": 8, name: 51}), 50)
 
 
+@pytest.mark.parametrize("name", ["batch", "init_batch"])
+def test_too_few_images_beside_those_held_out(name):
+    few = {"batch": 8, "init_batch": 8, "validation": 10}
+    assert check_enough(DataConfig(**few | {name: 40}), 50) == 40
+    with pytest.raises(ValueError, match=rf"data\.{name} is 41, .* only 40 training images without the 10 held out"):
+        check_enough(DataConfig(**few | {name: 41}), 50)
+
+
 def test_images_that_live_on_the_device_make_the_same_packets(device):
     """With --device cuda: a GPU sees what the CPU sees, to the bit, wherever the images are."""
     expected = batches(flip=True, start=3).recv()

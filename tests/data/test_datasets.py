@@ -1,5 +1,6 @@
 """Every source gives the stored pixels and nothing else, and every failure is one sentence that helps."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -734,3 +735,18 @@ def test_npy_is_never_resized(tmp_path):
     np.save(tmp_path / "a.npy", pixels(0, 4, 5, 5, 1))
     with pytest.raises(ValueError, match=r"data\.image_size is 6, but the images of 'npy' are 5×5"):
         load("npy", str(tmp_path / "a.npy"), 6)
+
+
+# --- images held out
+
+
+def test_images_are_held_out_by_the_seed_and_their_number():
+    images = load("digits", None, None)
+    numbered = dataclasses.replace(images, train=np.arange(60, dtype=np.float32).reshape(20, 3), levels=0)
+    held = numbered.hold_out(6, seed=0)
+    assert (len(held.train), len(held.validation)) == (14, 6)
+    assert sorted([*held.train[:, 0], *held.validation[:, 0]]) == numbered.train[:, 0].tolist()
+    assert np.array_equal(held.validation, numbered.hold_out(6, seed=0).validation)
+    assert not np.array_equal(held.validation, numbered.hold_out(6, seed=1).validation)
+    assert held.test is images.test and [split.evaluated()[0] for split in (held, images)] == ["validation", "test"]
+    assert images.hold_out(0, seed=0) is images

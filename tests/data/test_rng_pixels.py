@@ -64,6 +64,7 @@ def test_purposes_are_pinned():
         "EVALUATE": 4,
         "INITIALISE": 5,
         "SAMPLE": 6,
+        "VALIDATION": 7,
     }
 
 

@@ -216,3 +216,10 @@ def test_a_file_in_the_way_is_said(here, capsys):
     (here / "file").write_text("mine")
     assert main(["--run_dir", "new", "--out", "file/plans", *SMALL, *JOINED]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_images_that_are_held_out_train_nothing(here):
+    phases = ["--phases", "[{schedule: simultaneous, epochs: 1}]"]
+    assert main(["--run_dir", "run", *SMALL, *phases, "--data.validation", "540"]) == 0
+    plan = found(here / "run")
+    assert plan["images"] == 960 and [row["steps"] for row in plan["phases"]] == [20]

@@ -17,7 +17,7 @@ from pipeflow.config import Config, PhaseConfig
 from pipeflow.flow import Packet
 from pipeflow.model import Drift, GlowConfig, glow_steps, make_passage
 from pipeflow.model.truncated import truncate
-from pipeflow.stage import Average, CudaRecorder, EagerStep, RecordedStep, Stage, Update, make_optimizer
+from pipeflow.stage import AdaptiveClip, Average, CudaRecorder, EagerStep, RecordedStep, Stage, Update, make_optimizer
 from pipeflow.stage.cuda_graphs import WARM_UP
 from pipeflow.storage.checkpoint import load
 from pipeflow.stream import Discard
@@ -34,10 +34,17 @@ TICKS = 14
 class Images:
     """Packets by number; those in BAD hold a NaN."""
 
-    def __init__(self, device):
-        self.count, self.device = 0, device
+    def __init__(self, device, packets=1):
+        self.count, self.device, self.packets = 0, device, packets
+        self.waiting = []
 
     def recv(self):
+        if not self.waiting:
+            z, logp = self.batch()
+            self.waiting = [Packet(*pair) for pair in zip(z.chunk(self.packets), logp.chunk(self.packets), strict=True)]
+        return self.waiting.pop(0)
+
+    def batch(self):
         self.count += 1
         generator = torch.Generator().manual_seed(self.count)
         z = torch.rand(6, *IMAGE, generator=generator) - 0.5
@@ -55,7 +62,7 @@ class Kept(Discard):
         self.packets.append(Packet(packet.z.clone(), packet.logp.clone()))
 
 
-def make_stage(device, activations="keep", name="adam", fused=True):
+def make_stage(device, activations="keep", name="adam", fused=True, adaptive=False, packets=1):
     """A Glow, clipped, averaged, with a learning rate that rises to 2⁻⁷ in steps that float32 holds."""
     torch.manual_seed(1)
     _, whole = truncate(glow_steps(GlowConfig(2, 2, 8), IMAGE), (), IMAGE, "learned", "standard")
@@ -66,8 +73,10 @@ def make_stage(device, activations="keep", name="adam", fused=True):
     whole.part.passage = make_passage(activations, drift=drift)
     named = whole.named_global_parameters()
     optimizer = make_optimizer(name, named, 2.0**-7, weight_decay=0.1, fused=fused)
-    stage = Stage(whole, Update(named, optimizer, 2.0**-7, 8, 0.5, Average(named, 0.75, {})), 64, drift)
-    stage.connect(Images(device), Kept())
+    clip = AdaptiveClip(named, {}) if adaptive else 0.5
+    update = Update(named, optimizer, 2.0**-7, 8, clip, Average(named, 0.75, {}))
+    stage = Stage(whole, update, 64, drift, (6 // packets,) * packets)
+    stage.connect(Images(device, packets), Kept())
     return stage
 
 
@@ -78,18 +87,28 @@ def recorder_of(device):
 def held(stage):
     """Weights, moments and averages, as they are now.
 
-    Detached: a clone with a graph would keep the parameters' nodes alive on the default stream, and a capture that meets
-    such a node fails.
+    Detached: a clone with a graph would keep the parameters' nodes alive on the default stream, and a capture fails
+    that meets such a node.
     """
     found = dict(stage.update.named) | stage.update.moments() | stage.update.average.values
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-@pytest.mark.parametrize(("activations", "name"), [("keep", "adam"), ("invert", "adamw"), ("checkpoint", "adam")])
-def test_replayed_steps_are_steps(device, activations, name):
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    ("activations", "name", "packets"),
+    [
+        ("keep", "adam", 1),
+        ("invert", "adamw", 1),
+        ("checkpoint", "adam", 1),
+        ("keep", "adam", 3),
+        ("invert", "adam", 2),
+    ],
+)
+def test_replayed_steps_are_steps(device, activations, name, packets, adaptive):
     """Bad batches before and after the recording, and batches that the part only hands on, in between."""
-    plain, replayed = make_stage(device, activations, name), make_stage(device, activations, name)
-    replayed.step = RecordedStep(replayed.step, replayed.update.optimizer, recorder_of(device))
+    plain, replayed = (make_stage(device, activations, name, adaptive=adaptive, packets=packets) for _ in range(2))
+    replayed.step = RecordedStep(replayed.step, replayed.update.optimizer, recorder_of(device), packets)
     same = torch.equal if device.type == "cpu" else partial(torch.allclose, rtol=1e-4, atol=1e-5, equal_nan=True)
     for number in range(1, TICKS + 1):
         learn = number not in (4, 10)
@@ -109,8 +128,8 @@ def test_replayed_steps_are_steps(device, activations, name):
     if device.type == "cpu":
         # Learned from before the recording: WARM_UP batches, and one that was only handed on.
         recorder = replayed.step._recorder
-        assert recorder.recorded == 2
-        assert recorder.replays == 2 * (TICKS - WARM_UP - 1) - 1
+        assert recorder.recorded == 1 + 2 * min(packets, 2)
+        assert recorder.replays == (2 * packets + 1) * (TICKS - WARM_UP - 1) - packets - 1
 
 
 def test_a_host_that_looks_cannot_be_recorded():
@@ -120,7 +139,8 @@ def test_a_host_that_looks_cannot_be_recorded():
         RecordedStep(stage.step, stage.update.optimizer, TapeRecorder())
     _, nll = stage.step.forward(stage.inbox.recv())
     with pytest.raises(AssertionError, match="the host reads what the device computes"):
-        TapeRecorder().record(lambda: stage.step.update(nll))
+        stage.step.backward(nll)
+        TapeRecorder().record(stage.step.update)
 
 
 class OnDevice(TorchDispatchMode):
@@ -150,7 +170,7 @@ def test_nothing_that_learning_needs_is_on_the_host(activations, variant):
     given = Packet(torch.zeros(6, *IMAGE, device="meta"), torch.zeros(6, device="meta"))
     with OnDevice() as asked:
         _, nll = step.forward(given)
-        loss, finite = step.update(nll)
+        loss, finite = step.backward(nll), step.update()
     assert loss.device.type == finite.device.type == "meta" and asked.seen > 100
 
 
@@ -177,7 +197,7 @@ def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
 
     monkeypatch.setattr(StageBuilder, "replayed", replayed)
     fit_in("", configs[1])
-    assert [recorder.recorded for recorder in recorders] == [2] * 7
+    assert [recorder.recorded for recorder in recorders] == [3] * 7
     expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-40")[0] for config in configs)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

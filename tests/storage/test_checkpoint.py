@@ -146,6 +146,14 @@ def test_what_stays(name, tmp_path, parts):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"step-{step}" for step in left}
 
 
+def test_the_best_is_that_of_the_validation_split(tmp_path, parts):
+    saver = Saver(World(ParallelConfig(), len(parts), "cpu"), tmp_path, CheckpointConfig(keep=1), 10**9)
+    for step, bits in ((1, 3.5), (2, 3.2), (3, 3.4)):
+        saver.save(parts, manifest_of(step, validation_bits_per_dim=bits))
+        saver.settle()
+    assert checkpoint.steps_saved(tmp_path) == [2, 3]
+
+
 def test_a_damaged_manifest_does_not_keep_others_from_being_removed(tmp_path, parts):
     save(tmp_path, parts, 1, 2)
     (tmp_path / "checkpoints" / "step-2" / "manifest.json").write_text("{")

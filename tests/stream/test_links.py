@@ -83,7 +83,17 @@ def test_no_payload_travels_backward(tmp_path, schedule):
 
 def border(world: World, rank: int, packets: int, event: tuple[int, ...] = (64, 16, 16), batch: int = 8) -> Border:
     return Border(
-        f"rank {rank}", world.edge(0), 1 - rank, event, batch, packets, 2, 60.0, torch.device("cpu"), False, world.pulse
+        f"rank {rank}",
+        world.edge(0),
+        1 - rank,
+        event,
+        (batch,),
+        packets,
+        2,
+        60.0,
+        torch.device("cpu"),
+        False,
+        world.pulse,
     )
 
 
@@ -132,7 +142,7 @@ def dawdle(init_method: str, config: Config) -> list[int]:
 
     def measured(self: Stop, step: int) -> None:
         before(self, step)
-        if step in (400, 2000):
+        if step in (400, 1000):
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
 
     Stage.tick, Stop.before = slowly, measured  # type: ignore[method-assign]
@@ -141,8 +151,8 @@ def dawdle(init_method: str, config: Config) -> list[int]:
 
 
 def test_a_slow_last_part_leaves_every_process_as_large_as_it_was(tmp_path):
-    """2,000 packets; a queue that grew would hold 1,600 × 48 × 65 floats, 20 MB, and a graph that lived on far more."""
-    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=2000)], batch=48)
+    """1,000 packets; a queue that grew would hold 600 × 96 × 65 floats, 15 MB, and a graph that lived on far more."""
+    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=1000)], batch=96)
     for early, late in in_processes(3, dawdle, config, directory=tmp_path / "meet"):
         assert late - early < 4e6
 

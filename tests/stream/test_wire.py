@@ -74,11 +74,11 @@ def test_what_is_evaluated_is_not_rounded(runs):
 
 
 def test_a_buffer_has_half_the_bytes_and_keeps_the_log_likelihood():
-    common = ("here", None, 1, (3, 5), 7, 1, 1, 1.0, torch.device("cpu"), False, Pulse())
+    common = ("here", None, 1, (3, 5), (7,), 1, 1, 1.0, torch.device("cpu"), False, Pulse())
     exact, half = Border(*common), Border(*common, torch.bfloat16)
     assert exact.buffer().numel() == 7 * (15 * 4 + 4)
     assert half.buffer().numel() == 7 * (15 * 2 + 4)
-    packet = half.packet(half.buffer())
+    packet = half.packet(half.buffer(), 0)
     assert (packet.z.shape, packet.z.dtype) == ((7, 3, 5), torch.bfloat16)
     assert (packet.logp.shape, packet.logp.dtype) == ((7,), torch.float32)
 

@@ -150,8 +150,8 @@ def bad_losses(scene: Scene) -> None:
     from pipeflow.stage import EagerStep
 
     def spoil() -> None:
-        update = EagerStep.update
-        EagerStep.update = lambda self, nll: update(self, nll * float("nan"))  # type: ignore[method-assign]
+        backward = EagerStep.backward
+        EagerStep.backward = lambda self, nll, number=0: backward(self, nll * float("nan"), number)  # type: ignore[method-assign]
 
     at_the_batch(scene, spoil)
 
@@ -249,16 +249,17 @@ def spread(size: int, engine: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """size, engine → the run directory of a run that nothing disturbed, one run for all cases of them."""
-    runs: dict[tuple[int, str], Path] = {}
+    """size, engine, words → the run directory of a run that nothing disturbed, one run for all cases of them."""
+    runs: dict[tuple[str | int, ...], Path] = {}
 
-    def of(size: int, engine: str = "ddp") -> Path:
-        if (size, engine) not in runs:
+    def of(size: int, engine: str = "ddp", more: tuple[str, ...] = ()) -> Path:
+        if (size, engine, *more) not in runs:
             directory = tmp_path_factory.mktemp("undisturbed")
-            ended = run(size, ["--run_dir", str(directory / "run"), *WORDS, *spread(size, engine)], directory / "meet")
+            words = ["--run_dir", str(directory / "run"), *WORDS, *spread(size, engine), *more]
+            ended = run(size, words, directory / "meet")
             assert ended.codes == [0] * size, ended.said
-            runs[size, engine] = directory / "run"
-        return runs[size, engine]
+            runs[size, engine, *more] = directory / "run"
+        return runs[size, engine, *more]
 
     return of
 

@@ -17,13 +17,19 @@ def directory_of(scene: Scene) -> Path:
     return scene.directory.with_name("run")
 
 
+def remove(scene: Scene) -> None:
+    """At one stroke: a checkpoint may be on its way into the directory."""
+    gone = directory_of(scene).rename(scene.directory.with_name("gone"))
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def removed(scene: Scene) -> None:
-    at_the_batch(scene, lambda: shutil.rmtree(directory_of(scene)))
+    at_the_batch(scene, lambda: remove(scene))
 
 
 def replaced_by_a_file(scene: Scene) -> None:
     def act() -> None:
-        shutil.rmtree(directory_of(scene))
+        remove(scene)
         directory_of(scene).write_text("mine")
 
     at_the_batch(scene, act)

@@ -22,9 +22,11 @@ class Case(NamedTuple):
     step: int
     rank: int
     again: tuple[int, ...] = ()  # by default the lost process alone
+    words: tuple[str, ...] = ()
 
 
 EVERYONE = (0, 1, 2)
+PACKETS = ("--parallel.micro_batches", "3")
 
 
 def kill_the_two_behind(scene: Scene) -> None:
@@ -39,6 +41,16 @@ def killed_as_it_closes_its_links(scene: Scene) -> None:
     import pipeflow.training.phase
 
     in_a_call(scene, pipeflow.training.phase, "close", lambda: os.kill(scene.pid(), 9), lambda *_, **__: scene.step)
+
+
+def killed_between_packets(scene: Scene) -> None:
+    """After a batch's second packet has left and before it is learned from."""
+    from pipeflow.stage import EagerStep
+
+    def step(stage: EagerStep, nll: object, number: int) -> int:
+        return stage._update.attempts + 1 if number == 1 else 0
+
+    in_a_call(scene, EagerStep, "backward", lambda: os.kill(scene.pid(), 9), step)
 
 
 def killed_before_it_keeps_anything(scene: Scene) -> None:
@@ -66,6 +78,9 @@ CASES = {
     "sequential, the learner": Case(3, kill, 29, 1),
     "sequential, a frozen head": Case(3, kill, 32, 0),
     "two at once": Case(3, kill_the_two_behind, 9, 0, again=(1, 2)),
+    "between packets, head": Case(3, killed_between_packets, 9, 0, words=PACKETS),
+    "between packets, middle": Case(3, killed_between_packets, 3, 1, words=PACKETS),
+    "between packets, tail": Case(3, killed_between_packets, 9, 2, words=PACKETS),
     "2 processes, the one of two parts": Case(2, kill, 9, 0),
     "2 processes, the other": Case(2, kill, 19, 1),
     "in an evaluation": Case(3, killed_in_evaluation, 14, 1, again=EVERYONE),
@@ -79,6 +94,7 @@ QUICK = {
     "middle, simultaneous",
     "tail, simultaneous",
     "sequential, the learner",
+    "between packets, middle",
     "in an evaluation",
 }
 
@@ -87,7 +103,7 @@ QUICK = {
 def test_only_the_lost_process_starts_again(name, undisturbed, tmp_path):  # noqa: F811
     case = CASES[name]
     scene = {"rank": case.rank, "target": case.rank, "step": case.step}
-    words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS]
+    words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS, *case.words]
     ended = run(case.size, words, tmp_path / "meet", case.fault, comes_back=True, **scene)
     assert (tmp_path / "meet" / "fired").read_text() == str(case.step), "the fault was never there"
     assert ended.codes == [0] * case.size, ended.said
@@ -96,7 +112,7 @@ def test_only_the_lost_process_starts_again(name, undisturbed, tmp_path):  # noq
     assert again == (case.again or (case.rank,)), ended.said
     back = [rank for rank in range(case.size) if "is back: goes on from step" in ended.said[rank]]
     assert back == ([] if again == EVERYONE else list(again)), ended.said
-    assert_same_bits(undisturbed(case.size), tmp_path / "run")
+    assert_same_bits(undisturbed(case.size, more=case.words), tmp_path / "run")
     assert not list((tmp_path / "run" / "rejoin").iterdir())
 
 
