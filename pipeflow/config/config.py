@@ -51,8 +51,8 @@ class Config:
         run_dir: where the run writes its files; a directory that holds a run already is refused.
         seed: of the initial weights, the order of the images, flips and noise.
         device: what computes; auto takes a GPU if there is one.
-        precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
-        layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
+        precision: of the networks in couplings and blocks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
+        layout: of the activations in a Glow's networks: contiguous, or channels_last, which is often faster.
         compile: none, steps (one graph for all steps of a shape) or part (one graph per part).
         cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
             nothing where processes average their gradients, nor in a pipeline end to end.
