@@ -8,7 +8,7 @@ import torch
 
 import pipeflow
 from pipeflow import evaluate, plan, report, sample
-from pipeflow.config import PhaseConfig
+from pipeflow.config import PhaseConfig, settle
 from pipeflow.data import Pixels, Purpose
 from pipeflow.flow import FlowPrior, Packet
 from pipeflow.model import (
@@ -16,6 +16,7 @@ from pipeflow.model import (
     bits_per_dim,
     build,
     family_caution,
+    family_cut,
     family_steps,
     make_passage,
     scheme_cut,
@@ -172,6 +173,15 @@ def test_cut_anew_the_joined_model_learns_the_same(runs, tmp_path):
     fit(config, resume=runs[1] / "checkpoints" / "step-4")
     one, other = (tensors(run, 6) for run in (runs[1], tmp_path / "run"))
     same(*({name: value for name, value in found.items() if "provisional" not in name} for found in (one, other)))
+
+
+def test_a_cut_that_the_default_flow_could_not_have(runs, tmp_path):
+    flow, run, _ = runs
+    if flow == "glow":
+        pytest.skip("two levels make two parts")
+    words = ["--run_dir", str(tmp_path), "--resume", str(run / "checkpoints" / "step-4")]
+    config, _ = settle([*words, "--cut.scheme", "by_blocks", "--cut.parts", "3"])
+    assert (config.flow, family_cut(config.cut, config.family)) == (flow, (2, 4))
 
 
 def test_commands(runs, tmp_path, capsys):
