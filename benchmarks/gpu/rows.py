@@ -49,7 +49,8 @@ def hardware(device: str) -> Row:
 def pytest(device: str, file: str) -> Row:
     """The tests of one file that compute on a device."""
     command = [sys.executable, "-m", "pytest", file, "--device", device, "-q", "-rfEs", "--durations=0", "--tb=short"]
-    done = subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command += ["-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow"]  # in one process, since there is one GPU
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (\w+)", lines[-1] if lines else "")}
     row = {kind: counts.get(kind, 0) for kind in ("passed", "failed", "errors", "skipped")}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,6 +44,14 @@ def read_lines(file: Path) -> list[Line]:
             continue
         found[line["key"]] = line
     return list(found.values())
+
+
+def read_files(files: Iterable[Path]) -> list[Line]:
+    """The finished runs of several files; ends this process where there are none."""
+    lines = [line for file in files for line in read_lines(file)]
+    if not lines:
+        sys.exit(f"There is no finished run in {', '.join(map(str, files))}.")
+    return lines
 
 
 def grouped(lines: Iterable[Line], *labels: str) -> dict[tuple[Any, ...], list[Line]]:
@@ -172,10 +181,11 @@ def draw(found: Sequence[Row]) -> Any:
     return figure
 
 
-def about_runs(name: str, lines: Sequence[Line]) -> dict[str, Any]:
+def about_runs(lines: Sequence[Line]) -> dict[str, Any]:
     """The beginning of a results file: hardware and torch are those of the runs, not of who makes the table."""
     found = about({label: sorted({str(line.get(label)) for line in lines}) for label in STUDY})
-    found["command"] = f"python -m benchmarks.learning.{name} --table FILE"
+    command, table, _ = found["command"].partition(" --table ")
+    found["command"] = command + (table and f"{table}FILE")
     found["hardware"] = "; ".join(sorted({line["hardware"] for line in lines}))
     found["versions"]["torch"] = ", ".join(sorted({line["torch"] for line in lines}))
     return found

@@ -14,7 +14,9 @@ Each arm gets its own learning rate: the first two seeds train at every rate of 
 test split is read once per run, at its end, and chooses nothing.
 
 Runs go side by side, one process and one thread each, the most informative first; --out gets a line per finished run
-(FILE may hold several data sets), and the same command goes on where it stopped.
+(FILE may hold several data sets), and the same command goes on where it stopped. Seconds are those of training without
+evaluations, all parts in one process; where runs share a core or a GPU they measure nothing. Bytes are computed, for a
+process per part.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.learning.comparison import Line, about_runs, draw, read_lines, rows, tables, without_curves
+from benchmarks.learning.comparison import Line, about_runs, draw, read_files, rows, tables, without_curves
 from benchmarks.learning.recipe import Recipe, Task
 from benchmarks.learning.runs import Job, train_in_order
 from benchmarks.learning.tasks import add_study_options, chosen_task, study_file, task_labels, width
@@ -157,13 +159,14 @@ def main() -> None:
     if args.quick:
         args.parts, args.seeds, args.searched = args.parts[:1], 2, 1
     if args.table:
-        lines = [line for file in args.table for line in read_lines(file)]
+        lines = read_files(args.table)
     else:
-        lines = train_in_order(study(args).wanted, study_file(args, parser), args.jobs, args.minutes)
+        file = study_file(args, parser)
+        lines = train_in_order(study(args).wanted, file, args.jobs, args.minutes)
     found = rows(lines)
     print(tables(found))
     if args.table or args.quick:
-        keep("heads", {**about_runs("heads", lines), "rows": found, "runs": without_curves(lines)}, args, draw(found))
+        keep("heads", {**about_runs(lines), "rows": found, "runs": without_curves(lines)}, args, draw(found))
 
 
 if __name__ == "__main__":

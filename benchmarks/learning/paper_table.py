@@ -30,7 +30,7 @@ from benchmarks.learning.comparison import (
     mean_error,
     number,
     paired,
-    read_lines,
+    read_files,
     without_curves,
 )
 from benchmarks.learning.recipe import Recipe
@@ -125,14 +125,14 @@ def main() -> None:
     if args.quick:
         args.seeds = 1
     if args.table:
-        lines = [line for file in args.table for line in read_lines(file)]
+        lines = read_files(args.table)
     else:
         file = study_file(args, parser)
         lines = train_in_order(lambda done: pair_jobs(args), file, args.jobs, args.minutes)
     rows = pair_rows(lines)
     print(pair_table(rows))
     if args.table or args.quick:
-        result = {**about_runs("paper_table", lines), "rows": rows, "runs": without_curves(lines)}
+        result = {**about_runs(lines), "rows": rows, "runs": without_curves(lines)}
         keep("paper_table", result, args, draw(lines))
 
 

@@ -35,6 +35,7 @@ from benchmarks.lib.torchrun import command, start
 from pipeflow.cli import STOPPED
 from pipeflow.train import main as train
 
+MOST_ERRORS = 3
 DIVERGED = ("not finite", "non-finite")
 
 
@@ -145,26 +146,38 @@ def train_in_order(wanted: Wanted, file: Path, jobs: int, minutes: float = math.
 
     Returns:
         All finished runs.
+
+    Raises:
+        RuntimeError: a run ended otherwise than finished or diverged; the others go on until MOST_ERRORS have.
     """
     until = time.monotonic() + 60 * minutes
     done = {line["key"]: line for line in read_lines(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
     begun: dict[Future[Line], str] = {}
+    errors: dict[str, BaseException] = {}
     with open(file, "a") as lines:
         if lines.tell() and not file.read_bytes().endswith(b"\n"):
             lines.write("\n")
         while True:
-            for job in wanted(done) if time.monotonic() < until else ():
+            for job in wanted(done) if time.monotonic() < until and len(errors) < MOST_ERRORS else ():
                 key = job.run.directory
-                if len(begun) < jobs and key not in done and key not in begun.values():
+                if len(begun) < jobs and key not in done and key not in errors and key not in begun.values():
                     begun[_pool(jobs).submit(_train_job, job)] = key
             if not begun:
-                return list(done.values())
+                break
             for future in wait(begun, return_when=FIRST_COMPLETED).done:
-                line = done[begun.pop(future)] = future.result()
+                key = begun.pop(future)
+                if error := future.exception():
+                    errors[key] = error
+                    print(f"      {key}: {error}", flush=True)
+                    continue
+                line = done[key] = future.result()
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
                 print(f"{len(done):4d}  {line['name']}, seed {line['seed']}: {_outcome(line)}", flush=True)
+    for error in errors.values():
+        raise error
+    return list(done.values())
 
 
 def _train_job(job: Job) -> Line:
@@ -172,7 +185,8 @@ def _train_job(job: Job) -> Line:
     with tempfile.TemporaryDirectory() as parent:
         _train(job.run, Path(parent))
         found = summary(read_result(Path(parent) / job.run.directory, job.processes))
-    machine = {"hardware": hardware(), "torch": torch.__version__}
+    gpu = f", {torch.cuda.get_device_name()}" if "cuda" in job.run.words else ""
+    machine = {"hardware": hardware() + gpu, "torch": torch.__version__}
     return {"key": job.run.directory, "name": job.run.name, "seed": job.run.seed, **job.labels, **found, **machine}
 
 

@@ -96,7 +96,10 @@ def study_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Pat
     if not args.out or (args.data != "digits" and not args.root):
         parser.error("--out is missing, or --root: where the images are.")
     if args.data != "digits":
-        images_of(DataConfig(name=LARGE[args.data].source, root=str(args.root)))
+        try:
+            images_of(DataConfig(name=LARGE[args.data].source, root=str(args.root)))
+        except ValueError as error:
+            parser.error(str(error))
     return Path(args.out)
 
 

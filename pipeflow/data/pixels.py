@@ -78,7 +78,8 @@ class Pixels:
         x = (images >> (8 - self.bits)).float()
         u = 0.5 if noise is None or self.noise else noise.view(images.shape)
         logp = torch.full((len(images),), -self.nats, device=images.device)
-        z = (x + u) / self.n - 0.5
+        # Divided by a tensor: a GPU multiplies by the reciprocal of a number, which for 17 levels is another result.
+        z = (x + u) / torch.full((), self.n, dtype=x.dtype, device=x.device) - 0.5
         return Packet(z + self.noise * noise.view(images.shape) if self.noise and noise is not None else z, logp)
 
     def noisy(self, images: Tensor, seed: int, purpose: Purpose, epoch: int, index: Tensor) -> Packet:

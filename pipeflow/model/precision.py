@@ -23,9 +23,9 @@ def set_precision(flow: nn.Module, precision: Precision, layout: Layout = "conti
 
     Args:
         flow: its parameters stay float32, whatever the precision.
-        precision: "fp32"; "tf32", products of 10-bit mantissas on a GPU, nothing on the CPU; "bf16", by autocast.
+        precision: "fp32"; "tf32", products of 10-bit mantissas on a GPU, nothing on the CPU; "bf16".
         layout: "contiguous", (B, C, H, W), or "channels_last", (B, H, W, C), which many convolutions prefer; latents
-            and weights lie as ever.
+            and parameters lie as ever, the weights that a pass computes with do not.
     """
     for module in flow.modules():
         if isinstance(module, AffineCoupling | AdditiveCoupling | Transformer):

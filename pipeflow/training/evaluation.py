@@ -74,7 +74,7 @@ def evaluate(
         batch: images a packet.
         last: position of the last part to evaluate.
     """
-    sums: dict[int, defaultdict[str, float]] = {part: defaultdict(float) for part in chain.mine(last)}
+    sums: dict[int, dict[str, torch.Tensor]] = {part: {} for part in chain.mine(last)}  # on the device: no host waits
     world = chain.world
     for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
         index = torch.arange(first, first + count * size)
@@ -88,10 +88,11 @@ def evaluate(
                     outbox.send(packet.sealed())
                     entries["prior"] = slices[part].prior.log_prob(packet.z).double()
                 for entry, logp in entries.items():
-                    sums[part][entry] += logp.sum().item()
+                    sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
         close(links)
     totals: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for sums_of_process in world.gather(sums):
+    read = {part: {entry: nats.item() for entry, nats in by_entry.items()} for part, by_entry in sums.items()}
+    for sums_of_process in world.gather(read):
         for part, by_entry in sums_of_process.items():
             for entry, nats in by_entry.items():
                 totals[int(part)][entry] += nats

@@ -34,8 +34,14 @@ def phase_opening(run: Run, number: int, steps: int, done: int) -> str:
     """What a phase does, and where the model is where several processes train it end to end."""
     schedule = run.config.phases[number - 1].schedule
     already = f", {done} of them done" if done else ""
-    line = f"phase {number} of {len(run.config.phases)}: {schedule}, {steps} steps{already}"
-    return f"{line}\n{_end_to_end(run)}" if schedule == "end_to_end" and run.world.size > 1 else line
+    lines = [f"phase {number} of {len(run.config.phases)}: {schedule}, {steps} steps{already}"]
+    end_to_end, config = schedule == "end_to_end", run.config
+    if end_to_end and run.world.size > 1:
+        lines.append(_end_to_end(run))
+    sharers = run.world.size if end_to_end else run.world.grid.replicas
+    if config.cuda_graphs and (sharers > 1 or (end_to_end and config.end_to_end.engine == "fsdp")):
+        lines.append("cuda_graphs does nothing in this phase: its processes wait for each other in every update")
+    return "\n".join(lines)
 
 
 def _end_to_end(run: Run) -> str:

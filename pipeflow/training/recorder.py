@@ -119,7 +119,8 @@ class Record:
             raise SaveError(f"what was saved at step {step} cannot be read again: {error}") from error
         _, whole = build(self.run.config.model, self.run.space, self.run.flow)
         whole.load_global_state(tensors)
-        samples = Flow([whole.part], whole.prior, self.run.space).sample(64, 0.7)
+        flow = Flow([whole.part], whole.prior, self.run.space).to(self.world.device)
+        samples = flow.sample(64, 0.7).cpu()
         self.directory.samples.mkdir(exist_ok=True)
         write_whole(self.directory.sample(step), sheet_png(samples, levels))
         assert self._board

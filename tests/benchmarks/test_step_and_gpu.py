@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import gpu_suite
+from benchmarks.lib.workload import Workload
+from benchmarks.step.launches import SETTINGS, count
 from tests.benchmarks.quick_runs import run
 
 
@@ -103,6 +105,21 @@ def test_every_row_of_the_suite_is_measured_or_says_why_not(tmp_path):
     memory = {row["row"]: row for row in rows if row["section"] == "memory"}
     assert memory["invert"]["kept_bytes"] < memory["checkpoint"]["kept_bytes"] < memory["keep"]["kept_bytes"]
     assert 0 < memory["invert"]["drift"] < 1e-4
+
+
+@pytest.mark.parametrize(("setting", "most"), [("fp32", 2000), ("bf16, channels last", 2500)])
+def test_a_training_step_launches_few_kernels(setting, most):
+    """The budget of Glow 3 × 32, whose average of the weights comes on top."""
+    counts = count(dataclasses.replace(Workload(levels=3, steps=32, hidden=8, size=8, batch=2), **SETTINGS[setting]))
+    assert 1000 < sum(sum(counts[phase].values()) for phase in ("forward", "backward", "update")) <= most
+    assert sum(counts["EMA"].values()) <= 60
+
+
+def test_launches_are_written_down(tmp_path):
+    run("-m", "benchmarks.step.launches", "--quick", "--json", tmp_path / "launches.json")
+    rows = json.loads((tmp_path / "launches.json").read_text())["rows"]
+    assert [row["setting"] for row in rows] == list(SETTINGS)
+    assert all(row["forward"] > 50 and row["backward"] > 50 for row in rows)
 
 
 def test_a_step_beside_its_matrix_products(tmp_path):

@@ -181,6 +181,15 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert train_in_order(lambda done: jobs, file, 1) == [good, bad] == read_lines(file)
 
 
+def test_a_run_that_cannot_be_trained_does_not_stop_the_others(tmp_path):
+    task = digits(2, quick=True)[0]
+    recipes = [Recipe("simultaneous", 0.0, words=words) for words in (("--glow.levels", "9"), ())]
+    jobs = [Job(task.run(recipe), {}, 2) for recipe in recipes]
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        train_in_order(lambda done: jobs, tmp_path / "runs.jsonl", 1)
+    assert [one["key"] for one in read_lines(tmp_path / "runs.jsonl")] == [jobs[1].run.directory]
+
+
 @pytest.mark.slow
 def test_quick_heads(tmp_path):
     found = quick("learning.heads", tmp_path, "--arms", "end_to_end", "by_parts", "head_1_half", "tail_20")

@@ -89,8 +89,11 @@ def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor
 
     for output, gradient in zip(outputs, given, strict=True):
         assert output.device == gradient.device and output.shape == gradient.shape
-        add(output.grad_fn, output.output_nr, gradient)
-    ready = [node for node in {output.grad_fn for output in outputs} if not waiting[node]]
+        if output.grad_fn is None:
+            found[output] = gradient
+        else:
+            add(output.grad_fn, output.output_nr, gradient)
+    ready = [node for node in {output.grad_fn for output in outputs} if node is not None and not waiting[node]]
     while ready:
         node = ready.pop()
         incoming = buffers.pop(node, {})
@@ -101,13 +104,19 @@ def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor
             arguments = [incoming.get(number) for number in range(max(incoming) + 1)]
             above = (node if callable(node) else node.apply)(*arguments)
             above = above if isinstance(above, tuple) else (above,)
-            above = above[-len(node.next_functions) :]  # before the tensors, a Function may take other things
+            above = _of_tensors(above, len(node.next_functions))
         for (following, number), gradient in zip(node.next_functions, above, strict=True):
             if following is not None:
                 add(following, number, gradient)
                 waiting[following] -= 1
                 ready += [following] * (not waiting[following])
     return found
+
+
+def _of_tensors(answers: tuple[Tensor | None, ...], count: int) -> tuple[Tensor | None, ...]:
+    """What a node answers for its tensors; a Function may take other things before or after them, all answered None."""
+    others = len(answers) - count
+    return answers[others:] if all(answer is None for answer in answers[:others]) else answers[:count]
 
 
 def _backward(loss: Tensor, gradient: Tensor) -> None:

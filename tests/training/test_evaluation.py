@@ -100,6 +100,19 @@ def test_a_short_last_batch_changes_nothing(flow, images, batch):
         assert one == {entry: close(value) for entry, value in other.items()}
 
 
+def test_the_host_reads_the_device_once(flow, images, monkeypatch):
+    """Not after every batch: each number is asked for when all of them are computed."""
+    slices, _ = flow
+    item, reads = torch.Tensor.item, []
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(1) or item(tensor))
+    counts = []
+    for batch in (10, 1):
+        reads.clear()
+        score(slices, images, batch)
+        counts.append(len(reads))
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_part_that_has_not_started_is_not_evaluated(flow, images):
     whole = score(flow[0], images)
     for last in (0, 1):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from pipeflow.config import Config, PhaseConfig
+from pipeflow.config import Config, EndToEndConfig, PhaseConfig
 from pipeflow.distributed import ParallelConfig
+from pipeflow.model import Flow
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -98,6 +100,32 @@ def test_a_resumed_run_is_the_run(plain, tmp_path, device):
     for step in STEPS[1:]:
         there, here = tensors(plain, step), tensors(tmp_path / "run", step)
         assert [key for key in there if not torch.equal(here[key], there[key])] == []
+
+
+def uploads(init_method: str, config: Config) -> int:
+    """How often this process copied the training images to its device; it trains."""
+    count = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeflow.training.run.resident", lambda images, device: count.append(1) or images)
+        fit_in(init_method, config)
+    return len(count)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "engine", "expected"),
+    [("simultaneous", "ddp", [1, 0, 0]), ("end_to_end", "ddp", [1, 1, 1]), ("end_to_end", "pipeline", [1, 0, 0])],
+)
+def test_only_processes_that_draw_images_keep_them_on_their_device(tmp_path, schedule, engine, expected):
+    phases = [PhaseConfig(schedule, steps=2), PhaseConfig(schedule, steps=1)]
+    config = small_config(tmp_path / "run", phases, end_to_end=EndToEndConfig(engine))
+    assert in_processes(3, uploads, config, directory=tmp_path / "meet") == expected
+
+
+def test_samples_are_drawn_on_the_device(tmp_path, device, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Flow, "to", lambda self, *where: seen.append(where) or nn.Module.to(self, *where))
+    fit_in("", small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=1)], device=device.type))
+    assert [where.type for (where,) in seen] == [device.type]
 
 
 def test_bad_updates_are_skipped_and_counted(tmp_path, device):
