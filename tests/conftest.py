@@ -1,6 +1,6 @@
 """Options and fixtures of every test: where and how precisely to compute, and weights that are worth testing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -28,14 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On another device than the CPU, only tests that compute on the device: that ask for the fixture `device`."""
+    """On another device than the CPU, only tests that compute on the device."""
     if config.getoption("--device") == "cpu":
         return
-    own = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]  # a parameter of the same name
-    names = [getattr(item, "fixturenames", ()) for item in items]
-    chosen = [
-        item for item, given, used in zip(items, own, names, strict=True) if "device" in used and "device" not in given
-    ]
+    chosen = [item for item in items if "device" in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
@@ -48,16 +44,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return getattr(torch, request.config.getoption("--dtype"))
-
-
-@pytest.fixture
-def exact(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is compared to the bit between cuts: on a GPU that holds in PyTorch's deterministic mode only."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(device.type == "cuda")
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(autouse=True)

@@ -73,13 +73,8 @@ def _run_of(origin: Path) -> Path | None:
 
 def _readable(run: Path) -> tuple[Path, Manifest | None]:
     """The newest checkpoint whose settings can be read; whether it is damaged, `find` will see."""
-    for step in reversed(checkpoint.steps_saved(run)):
-        try:
-            directory = RunDirectory(run).checkpoint(step)
-            return directory, checkpoint.read_manifest(directory)
-        except ValueError:
-            continue
-    return run, None
+    directory, _ = checkpoint.newest(run, checkpoint.read_manifest)
+    return (directory, checkpoint.read_manifest(directory)) if directory else (run, None)
 
 
 def _named(origin: Path) -> tuple[Path, Manifest]:

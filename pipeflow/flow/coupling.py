@@ -69,7 +69,7 @@ class CouplingNetwork(nn.Sequential):
         """Weights and biases of n networks as they compute with them: each kind converted in one piece."""
         kinds = []
         for tensors in zip(*(network._tensors() for network in networks), strict=True):
-            together = _Converted.apply(torch.cat(tensors), dtype, channels_last and tensors[0].dim() == 4)
+            together = _Converted.apply(dtype, channels_last and tensors[0].dim() == 4, torch.cat(tensors))
             kinds.append(together.split(len(tensors[0])))
         return list(zip(*kinds, strict=True))
 
@@ -84,17 +84,17 @@ class _Converted(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    def forward(dtype: torch.dtype, channels_last: bool, tensor: Tensor) -> Tensor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return tensor.to(dtype, memory_format=layout, copy=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.dtype = inputs[0].dtype
+        ctx.dtype = inputs[2].dtype
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.to(ctx.dtype, memory_format=torch.contiguous_format), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, grad.to(ctx.dtype, memory_format=torch.contiguous_format)
 
 
 class Coupling(Step):

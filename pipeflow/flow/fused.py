@@ -41,7 +41,7 @@ def mix(
     Returns:
         z' (B, C, H, W) and z'[:, :kept] in memory of its own.
     """
-    out, seen = _Mix.apply(z, matrix, bias, kept, dtype, channels_last)
+    out, seen = _Mix.apply(kept, dtype, channels_last, z, matrix, bias)
     return out, seen
 
 
@@ -58,7 +58,7 @@ def affine(z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int) -> 
     Returns:
         z' (B, C, H, W) and dlogp (B,).
     """
-    out, dlogp = _Affine.apply(z, raw, gain, log_det, kept)
+    out, dlogp = _Affine.apply(kept, z, raw, gain, log_det)
     return out, dlogp
 
 
@@ -67,7 +67,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        z: Tensor, matrix: Tensor, bias: Tensor, kept: int, dtype: torch.dtype, channels_last: bool
+        kept: int, dtype: torch.dtype, channels_last: bool, z: Tensor, matrix: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         if on_gpu(z):
             out = torch.bmm(matrix, z.flatten(2)).view(z.shape)
@@ -78,45 +78,46 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs[3:5])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_seen: Tensor) -> tuple[Tensor | None, ...]:
         z, matrix = ctx.saved_tensors
-        need_z, need_matrix, need_bias = ctx.needs_input_grad[:3]
+        need_z, need_matrix, need_bias = ctx.needs_input_grad[3:]
         if on_gpu(z):
             grad, grad_bias = torch.ops.pipeflow.shift_backward(grad, grad_seen)
             flat = grad.flatten(2)
             grad_z = torch.bmm(matrix.mT, flat).view(z.shape) if need_z else None
             grad_matrix = torch.bmm(flat, z.flatten(2).mT) if need_matrix else None
-            return grad_z, grad_matrix, grad_bias, None, None, None
+            return None, None, None, grad_z, grad_matrix, grad_bias
         grad = torch.cat([grad[:, : grad_seen.shape[1]] + grad_seen, grad[:, grad_seen.shape[1] :]], 1)
         grad_z, grad_matrix, grad_bias = torch.ops.aten.convolution_backward(
             grad, z, matrix[:, :, None, None], [len(matrix)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
             [need_z, need_matrix, need_bias],
         )  # fmt: skip
-        return grad_z, grad_matrix.view(matrix.shape) if need_matrix else None, grad_bias, None, None, None
+        grad_matrix = grad_matrix.view(matrix.shape) if need_matrix else None
+        return None, None, None, grad_z, grad_matrix, grad_bias
 
 
 class _Affine(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    def forward(kept: int, z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         run = torch.ops.pipeflow.affine if on_gpu(z) else _affine
         result: tuple[Tensor, Tensor] = run(z, raw, gain, log_det, kept)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, _, ctx.kept = inputs
+        ctx.kept, *tensors, _ = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_dlogp: Tensor) -> tuple[Tensor | None, ...]:
         z, raw, gain = ctx.saved_tensors
         run = torch.ops.pipeflow.affine_backward if on_gpu(z) else _affine_backward
-        return *run(grad, grad_dlogp, z, raw, gain, ctx.kept), grad_dlogp, None
+        return None, *run(grad, grad_dlogp, z, raw, gain, ctx.kept), grad_dlogp
 
 
 def _taken(z: Tensor, kept: int, dtype: torch.dtype, channels_last: bool) -> Tensor:

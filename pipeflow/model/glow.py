@@ -77,7 +77,7 @@ class FlowStep(BatchedStep):
 
     def group(self) -> Hashable | None:
         # What derives from this class may compute something else; FSDP does so, and gathers weights step by step.
-        if type(self) is not FlowStep:
+        if type(self) is not FlowStep or not self._as_built():
             return None
         coupling = self.coupling
         return type(self.conv1x1), type(coupling), coupling.network.hidden, coupling.autocast, coupling.channels_last
@@ -112,6 +112,11 @@ class FlowStep(BatchedStep):
         return [(matrix, bias, *coupling) for matrix, bias, (_, _, _, *coupling) in pairs]
 
     def forward(self, z: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
+        if weights is None and not self._as_built():
+            z, log_det_actnorm = self.actnorm(z)
+            z, log_det_conv = self.conv1x1(z)
+            z, log_det_coupling = self.coupling(z)
+            return z, log_det_actnorm + log_det_conv + log_det_coupling
         matrix, bias, log_det, *others = weights or self._alone(z)
         coupling = self.coupling
         kind = coupling.autocast or matrix.dtype
@@ -119,11 +124,21 @@ class FlowStep(BatchedStep):
         return coupling.move(z, seen, log_det, tuple(others))
 
     def inverse(self, z: Tensor, eps: Tensor | None = None, weights: Weights | None = None) -> Tensor:
+        if weights is None and not self._as_built():
+            return self.actnorm.inverse(self.conv1x1.inverse(self.coupling.inverse(z)))
         matrix, bias, *others = weights or self.prepare_inverse([self._alone(z)])[0]
         return at_every_pixel(matrix, self.coupling.move_back(z, tuple(others)), bias)
 
     def initialise(self, z: Tensor) -> None:
         self.actnorm.initialise(z)
+
+    def _as_built(self) -> bool:
+        """Whether a script has replaced none of the three by a step of its own."""
+        return (
+            type(self.actnorm) is ActNorm
+            and type(self.conv1x1) in (LUConv1x1, PlainConv1x1)
+            and type(self.coupling) in (AffineCoupling, AdditiveCoupling)
+        )
 
     def _alone(self, z: Tensor) -> Weights:
         return self.prepare([self], tuple(z.shape[1:]), len(z))[0]

@@ -73,7 +73,7 @@ class EagerStep:
         if number == 0:
             self._update.optimizer.zero_grad()
         with torch.no_grad():
-            factor = 1 + 0 * loss  # 1, or NaN where the loss is not finite
+            factor = 1 + 0 * loss  # NaN where the loss is not finite
         torch.autograd.backward(loss, factor)
         return loss
 

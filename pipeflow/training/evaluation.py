@@ -44,7 +44,7 @@ class Ledger:
         """For people: one line per part."""
         lines = [f"  dequantisation {self.dequantisation:9.4f}"] if self.dequantisation else []  # none for points
         for number, part in enumerate(self.parts, 1):
-            label = "model" if self.complete and number == len(self.parts) else f"flow truncated behind part {number}"
+            label = "model" if self.complete and number == len(self.parts) else f"flow truncated after part {number}"
             lines.append(
                 f"  part {number}: log-dets {part['log_det']:8.4f}, split priors {part['split_prior']:8.4f}, "
                 f"prior {part['prior']:8.4f} → {part['bits_per_dim']:.4f} bits/dim ({label})"

@@ -66,7 +66,7 @@ def time_left(seconds: float) -> str:
 
 def headline(ledger: Ledger, split: Split = "test") -> str:
     """Bits/dim of the model and of the flows truncated before it, on a split."""
-    truncated = [f"behind part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
+    truncated = [f"after part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
     if ledger.complete:
         truncated.pop()
     model = "not yet" if ledger.bits_per_dim is None else f"{ledger.bits_per_dim:.4f}"

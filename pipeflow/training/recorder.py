@@ -92,10 +92,10 @@ class Record:
         say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger, split)}")
         if self._board:
             figures = {
-                f"{split}/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
+                f"{split}/truncated after part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
             }
             if ledger.bits_per_dim is not None:
-                figures[f"{split}/model"] = figures.pop(f"{split}/truncated behind part {len(ledger.parts)}")
+                figures[f"{split}/model"] = figures.pop(f"{split}/truncated after part {len(ledger.parts)}")
             self._board.figures(step, figures)
             self._board.flush()
         validated = self.run.images.validation is not None

@@ -34,7 +34,7 @@ def test_the_device_of_a_world_is_the_current_one_before_all_else(touched):
 
 
 def test_a_plan_makes_its_device_the_current_one(touched, monkeypatch):
-    monkeypatch.setattr(pipeflow.plan, "report_plan", lambda *_: touched.append("plan"))
+    monkeypatch.setattr(pipeflow.plan, "report_plan", lambda *_, **__: touched.append("plan"))
     assert pipeflow.plan.main(["--device", "cuda"]) == 0
     assert touched == ["cuda:0", "plan"]
 

@@ -3,6 +3,7 @@
 With --device cuda the operations are Triton's kernels; on the CPU its interpreter runs them, where it is installed.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeflow.flow import BatchedStep, Step, fused, prepare, prepare_inverse
+from pipeflow.flow import BatchedStep, Step, advance, fused, invert, prepare, prepare_inverse
 from pipeflow.model import GlowConfig
 from pipeflow.model.glow import FlowStep
 
@@ -143,7 +144,7 @@ CONFIGS = {"lu": GlowConfig(hidden=4), "plain": GlowConfig(hidden=4, conv1x1="pl
 
 @pytest.mark.parametrize("channels", [4, 5, 12, 16, 24, 48])
 @pytest.mark.parametrize("form", CONFIGS)
-def test_weights_are_the_same_bits_however_many_are_made_together(channels, form, device, perturb, exact):
+def test_weights_are_the_same_bits_however_many_are_made_together(channels, form, device, perturb):
     """Law 4 needs it: a step's weights may not depend on what else is in its part. On a GPU in deterministic mode."""
     steps = [perturb(FlowStep(channels, CONFIGS[form]).to(device)) for _ in range(32)]
     event = (channels, 4, 4)
@@ -159,7 +160,8 @@ def test_weights_are_the_same_bits_however_many_are_made_together(channels, form
                 assert all(map(torch.equal, one, other)), n
 
 
-def test_gradients_do_not_depend_on_how_many_are_made_together(device, perturb):
+def test_gradients_do_not_depend_on_how_many_are_made_together(device, perturb, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)  # where none are made together
     steps = [perturb(FlowStep(6, CONFIGS["lu"]).to(device)) for _ in range(5)]
     z = torch.randn(4, 6, 4, 4, device=device)
 
@@ -173,6 +175,42 @@ def test_gradients_do_not_depend_on_how_many_are_made_together(device, perturb):
 
     for one, other in zip(gradients(prepare(steps, (6, 4, 4), 4)), gradients([None] * 5), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+class Twice(Step):
+    """z' = 2z."""
+
+    def forward(self, z):
+        return 2 * z, z.new_full((len(z),), z[0].numel() * math.log(2))
+
+    def inverse(self, z, eps=None):
+        return z / 2
+
+
+@pytest.mark.parametrize("place", ["actnorm", "conv1x1", "coupling"])
+def test_a_step_of_ones_own_inside_a_flow_step_is_run(place, perturb):
+    step = perturb(FlowStep(4, CONFIGS["lu"]))
+    setattr(step, place, Twice())
+    z = torch.randn(3, 4, 2, 2)
+    expected, total = z, 0
+    for inner in (step.actnorm, step.conv1x1, step.coupling):
+        expected, dlogp = inner(expected)
+        total = total + dlogp
+    weights = prepare([step], (4, 2, 2), 3)
+    out, dlogp = advance(step, z, weights[0])
+    torch.testing.assert_close((out, dlogp), (expected, total))
+    torch.testing.assert_close(invert(step, out, None, prepare_inverse([step], weights, (4, 2, 2))[0]), z)
+
+
+def test_a_flow_step_is_its_three_steps(perturb, device):
+    """Folded into one affine map, but for rounding."""
+    for config in (*CONFIGS.values(), GlowConfig(hidden=4, coupling="additive")):
+        step, z = perturb(FlowStep(6, config).to(device)), torch.randn(3, 6, 4, 4, device=device)
+        expected, total = z, 0
+        for inner in (step.actnorm, step.conv1x1, step.coupling):
+            expected, dlogp = inner(expected)
+            total = total + dlogp
+        torch.testing.assert_close(step(z), (expected, total), rtol=1e-4, atol=1e-4)
 
 
 def test_steps_that_derive_from_a_flow_step_make_their_own_weights():

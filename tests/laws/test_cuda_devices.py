@@ -39,4 +39,5 @@ def test_late_numbers_wait_for_the_stream_of_their_device():
     with fake_cuda() as cuda:
         AsyncScalars(torch.zeros((), device=DEVICE), torch.ones((), device=DEVICE))
     cuda.current_stream.assert_called_once_with(DEVICE)
+    cuda.Event.assert_called_once_with(blocking=True)  # whoever waits leaves the core to others
     assert cuda.Event.return_value.record.mock_calls == [mock.call(cuda.current_stream.return_value)]

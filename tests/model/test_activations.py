@@ -236,6 +236,7 @@ def count(monkeypatch):
     graphs = []
 
     def backend(graph, inputs):
+        assert not torch._dynamo.config.optimize_ddp, "DDP would split what is compiled"
         graphs.append(graph)
         return graph.forward
 

@@ -27,7 +27,7 @@ CUTS = [(border,) for border in range(1, 6)] + [(1, 2), (2, 4), (1, 3), (3, 5), 
 
 
 @pytest.fixture(params=CUTS, ids=str)
-def cut(request, perturb, device, exact):
+def cut(request, perturb, device):
     """(slices, whole) of one perturbed flow, every prior learned."""
     slices, whole = truncate(glow_steps(CONFIG, IMAGE), request.param, IMAGE, "learned", "learned")
     for module in (whole, *(piece.prior for piece in slices[:-1])):

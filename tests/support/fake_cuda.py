@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.tape import tensors
@@ -70,7 +71,8 @@ def _moved(tensor: Tensor) -> Tensor:
 def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """Leaf → gradient: what autograd's engine would do, which refuses a device that is not there."""
     waiting: Counter[Any] = Counter()
-    stack, seen = [output.grad_fn for output in outputs], set[Any]()
+    edges = [get_gradient_edge(output) for output in outputs]  # an output may be a leaf
+    stack, seen = [edge.node for edge in edges], set[Any]()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
@@ -87,13 +89,10 @@ def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor
             assert gradient.device == like.device
             buffers[node][number] = buffers[node][number] + gradient if number in buffers[node] else gradient
 
-    for output, gradient in zip(outputs, given, strict=True):
+    for output, edge, gradient in zip(outputs, edges, given, strict=True):
         assert output.device == gradient.device and output.shape == gradient.shape
-        if output.grad_fn is None:
-            found[output] = gradient
-        else:
-            add(output.grad_fn, output.output_nr, gradient)
-    ready = [node for node in {output.grad_fn for output in outputs} if node is not None and not waiting[node]]
+        add(edge.node, edge.output_nr, gradient)
+    ready = [node for node in {edge.node for edge in edges} if not waiting[node]]
     while ready:
         node = ready.pop()
         incoming = buffers.pop(node, {})
@@ -104,19 +103,13 @@ def gradients(outputs: Sequence[Tensor], given: Sequence[Tensor]) -> dict[Tensor
             arguments = [incoming.get(number) for number in range(max(incoming) + 1)]
             above = (node if callable(node) else node.apply)(*arguments)
             above = above if isinstance(above, tuple) else (above,)
-            above = _of_tensors(above, len(node.next_functions))
+            above = above[-len(node.next_functions) :]  # before the tensors, a Function may take other things
         for (following, number), gradient in zip(node.next_functions, above, strict=True):
             if following is not None:
                 add(following, number, gradient)
                 waiting[following] -= 1
                 ready += [following] * (not waiting[following])
     return found
-
-
-def _of_tensors(answers: tuple[Tensor | None, ...], count: int) -> tuple[Tensor | None, ...]:
-    """What a node answers for its tensors; a Function may take other things before or after them, all answered None."""
-    others = len(answers) - count
-    return answers[others:] if all(answer is None for answer in answers[:others]) else answers[:count]
 
 
 def _backward(loss: Tensor, gradient: Tensor) -> None:

@@ -134,6 +134,6 @@ def test_few_bits_and_few_levels_have_their_own_constant(flow, images):
 def test_the_table_labels_what_is_the_models_and_what_is_not(flow, images):
     ledger = score(flow[0], images)
     first, second, third = ledger.table().splitlines()[1:]
-    assert "truncated behind part 1" in first and "truncated behind part 2" in second
+    assert "truncated after part 1" in first and "truncated after part 2" in second
     assert "(model)" in third and f"{ledger.bits_per_dim:.4f} bits/dim" in third
     assert "(model)" not in score(flow[0], images, last=1).table()
