@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import matrix_network
 from .chain import for_each, stacked
 from .fused import affine
 from .step import Step, Weights
@@ -54,6 +55,8 @@ class CouplingNetwork(nn.Sequential):
 
     def forward(self, z: Tensor, weights: Weights = ()) -> Tensor:
         """What the last convolution gives, without its gain; `weights` are those of `convolutions`, made beforehand."""
+        if weights and matrix_network.by_products(z):
+            return matrix_network.network(z, *weights)
         first, first_bias, middle, middle_bias, last, last_bias = weights or self._tensors()
         hidden = F.relu(F.conv2d(z, first, first_bias, padding=1))
         hidden = F.relu(F.conv2d(hidden, middle, middle_bias))

@@ -6,6 +6,7 @@ GPU's launch however small the latent is. Here each is one kernel in either dire
 functions below, which are also what the kernels are compared with.
 """
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -160,17 +161,25 @@ def _affine_backward(
 _LIBRARY = torch.library.Library("pipeflow", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _define(signature: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers an operation: for a GPU's float32 latents a kernel of the same name, otherwise its reference."""
+def define(
+    signature: str, reference: Callable[..., Any], fake: Callable[..., Any], kernels: str = "triton_kernels"
+) -> None:
+    """Registers an operation: on a GPU a kernel of the same name, in float64 and elsewhere its reference.
+
+    Args:
+        signature: as `torch.library` takes it.
+        reference: computes it on any device.
+        fake: the shapes of its results.
+        kernels: the module with the kernel.
+    """
     name = signature.partition("(")[0]
 
     def on_cuda(first: Tensor, *others: Any) -> Any:
-        if first.dtype != torch.float32 or not _HAS_TRITON:
+        if first.dtype == torch.float64 or not _HAS_TRITON:
             return reference(first, *others)
-        from . import triton_kernels
-
+        module = importlib.import_module(f".{kernels}", __package__)
         with torch.cuda.device(first.device):
-            return getattr(triton_kernels, name)(first, *others)
+            return getattr(module, name)(first, *others)
 
     _LIBRARY.define(signature)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -178,22 +187,22 @@ def _define(signature: str, reference: Callable[..., Any], fake: Callable[..., A
     torch.library.register_fake(f"pipeflow::{name}", fake, lib=_LIBRARY)
 
 
-_define(
+define(
     "shift(Tensor z, Tensor bias, int kept, ScalarType dtype, bool channels_last) -> (Tensor, Tensor)",
     _shift,
     lambda z, bias, kept, dtype, channels_last: (z.new_empty(z.shape), _taken(z, kept, dtype, channels_last)),
 )
-_define(
+define(
     "shift_backward(Tensor grad, Tensor grad_seen) -> (Tensor, Tensor)",
     _shift_backward,
     lambda grad, grad_seen: (grad.new_empty(grad.shape), grad.new_empty(grad.shape[:2])),
 )
-_define(
+define(
     "affine(Tensor z, Tensor raw, Tensor gain, Tensor log_det, int kept) -> (Tensor, Tensor)",
     _affine,
     lambda z, raw, gain, log_det, kept: (z.new_empty(z.shape), z.new_empty(len(z))),
 )
-_define(
+define(
     "affine_backward(Tensor grad, Tensor grad_dlogp, Tensor z, Tensor raw, Tensor gain, int kept)"
     " -> (Tensor, Tensor, Tensor)",
     _affine_backward,

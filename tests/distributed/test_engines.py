@@ -103,8 +103,9 @@ def assert_close(expected: Path, found: Path, steps: tuple[int, ...]) -> None:
         there, here = tensors(expected, step), tensors(found, step)
         assert there.keys() == here.keys()
         for key in there:
-            distance = (here[key].double() - there[key].double()).abs()
-            apart = distance > 5e-5 + 1e-3 * there[key].abs()
+            value = there[key].double()
+            distance = (here[key].double() - value).abs()
+            apart = distance > 5e-5 + 1e-3 * value.abs()
             assert apart.float().mean() <= 0.01 and distance.max() <= 1e-3, key
     assert result(found)["test_bits_per_dim"] == pytest.approx(result(expected)["test_bits_per_dim"], abs=1e-4)
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeflow.flow import BatchedStep, Step, advance, fused, invert, prepare, prepare_inverse
+from pipeflow.flow import BatchedStep, Step, advance, fused, invert, matrix_network, prepare, prepare_inverse
+from pipeflow.flow.coupling import CouplingNetwork
 from pipeflow.model import GlowConfig
 from pipeflow.model.glow import FlowStep
 
@@ -92,13 +93,44 @@ def test_mixing_is_an_affine_map_of_the_channels(size, kind, last, device):
         close(one, other)
 
 
-OPERATIONS = ("shift", "shift_backward", "affine", "affine_backward")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_network_by_products_is_three_convolutions(size, kind, device):
+    """Values and gradients against the convolutions in float64; in bf16 what is rounded on the way is not the same."""
+    batch, channels, height, width, kept = size
+    network = CouplingNetwork(kept, 2 * (channels - kept), 16).to(device, torch.float64)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_((parameter + 0.05 * torch.randn_like(parameter)).to(kind))
+    z, grad = (
+        torch.randn(batch, count, height, width, device=device).to(kind).contiguous(memory_format=torch.channels_last)
+        for count in (kept, 2 * (channels - kept))
+    )
+    exact = [tensor.double().requires_grad_() for tensor in (z, *network._tensors())]
+    out = network(exact[0], tuple(exact[1:]))
+    expected = torch.autograd.grad(out, exact, grad.double())
+    given = [tensor.detach().to(kind).requires_grad_() for tensor in exact]
+    found_out = matrix_network.network(*given)
+    assert found_out.is_contiguous(memory_format=torch.channels_last) and found_out.dtype == kind
+    found = torch.autograd.grad(found_out, given, grad)
+    for one, other in zip((found_out, *found), (out, *expected), strict=True):
+        assert one.shape == other.shape
+        tolerance = 1e-10 if kind == torch.float64 else 6e-2  # what is nearly 0 is clamped on one side only
+        assert (one - other).norm() <= tolerance * (other.norm() + 1e-3)
+
+
+OPERATIONS = ("shift", "shift_backward", "affine", "affine_backward", "neighbours", "overlapped")
 
 
 def arguments_of(name, size, kind, last, device):
     z, grad, raw, seen, gain, log_det, grad_dlogp = tensors_of(size, kind, last, device)
     bias = gain[:, :1].expand(-1, size[1])
+    wide, (height, width) = matrix_network.columns(size[-1]), size[2:4]
+    rows = torch.randn(size[0] * height * width, wide, device=device).to(kind)
+    sign = 1 if last else -1
     return {
+        "neighbours": (seen, wide, sign),
+        "overlapped": (rows, rows[0, : size[-1]].clone() if last else None, size[-1], height, width, sign),
         "shift": (z, bias, size[-1], kind, last),
         "shift_backward": (grad, seen),
         "affine": (z, raw, gain, log_det, size[-1]),
@@ -117,14 +149,17 @@ def test_an_operation_is_registered_as_it_is(name, size, kind, last, device):
 
 def interpreted() -> None:
     """Every kernel at every size against the reference; run by itself, since Triton reads its environment once."""
-    from pipeflow.flow import triton_kernels
+    from pipeflow.flow import triton_kernels, triton_neighbours
 
     for param in SIZES:
         (size,) = param.values
         for kind, last in NETWORKS:
             for name in OPERATIONS:
                 given = arguments_of(name, size, kind, last, "cpu")
-                found, expected = getattr(triton_kernels, name)(*given), getattr(fused, f"_{name}")(*given)
+                one_of = name in ("neighbours", "overlapped")
+                kernels, references = (triton_neighbours, matrix_network) if one_of else (triton_kernels, fused)
+                found, expected = getattr(kernels, name)(*given), getattr(references, f"_{name}")(*given)
+                found, expected = ((found,), (expected,)) if one_of else (found, expected)
                 for one, other in zip(found, expected, strict=True):
                     assert one.dtype == other.dtype and one.stride() == other.stride(), (name, size)
                     close(one, other.double(), one.dtype)

@@ -73,6 +73,8 @@ def step_of(whole, name="adam", clip=1.0):
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("activations", ["keep", "checkpoint", "invert"])
 def test_a_step_can_be_recorded(monkeypatch, activations, bf16):
+    if activations == "checkpoint" and torch.__version__ < "2.14":
+        pytest.skip("this version of PyTorch aborts where a checkpoint meets a tensor of a device that is not there")
     monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
     with fake_cuda():
         whole = whole_glow(**VARIANTS[bf16])
@@ -125,7 +127,7 @@ def test_images_are_drawn_on_the_device(variant):
 
 def test_the_checks_see_what_they_are_for():
     with fake_cuda():
-        with pytest.raises(Exception, match="two devices"):
+        with pytest.raises(Exception, match=r"two (different )?devices"):
             torch.zeros(2, device=DEVICE) + torch.zeros(2)
         with pytest.raises(DataDependentOutputException):
             torch.zeros((), device=DEVICE).item()

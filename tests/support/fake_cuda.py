@@ -33,6 +33,7 @@ def fake_cuda() -> Iterator[mock.MagicMock]:
     patches += [
         mock.patch.object(torch.autograd, name, own) for name, own in (("backward", _backward), ("grad", _grad))
     ]
+    patches.append(mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False))
     patches.append(mock.patch("torch._subclasses.fake_tensor.init_gpu_context"))
     with FakeTensorMode(), _FusedOptimizers():
         for patch in patches:
