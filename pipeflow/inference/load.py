@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ..config import Config, from_dict
 from ..data import PUBLISHED, DataConfig, Images, Space, Split, Splits, images_of, space
 from ..distributed import World
-from ..model import CutConfig, Flow, GlowConfig, Maker, Truncated, averaged, build, check_flow, global_state, is_average
+from ..model import FAMILIES, Flow, Maker, Truncated, averaged, build, check_flow, global_state, is_average
 from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint
 
 EXPORT_FORMAT = 1
@@ -30,7 +30,7 @@ class Source:
     @property
     def data_space(self) -> Space:
         """What the data of the run look like."""
-        return space(self.manifest.image, self.manifest.levels, self.config.data.bits)
+        return space(self.manifest.image, self.manifest.levels, self.config.data.bits, self.config.noise)
 
     @property
     def parts_begun(self) -> int:
@@ -195,7 +195,8 @@ def export(path: str | Path, file: str | Path, flow: Maker | None = None) -> Non
             raise ValueError(f"{taken} is there already, and is not written over.")
     trained = read(path, flow)
     config, pixels = trained.config, trained.data_space
-    about: dict[str, Any] = {"format": EXPORT_FORMAT, "flow": config.flow, "glow": dataclasses.asdict(config.glow)}
+    section = config.flow if config.flow in FAMILIES else "glow"
+    about: dict[str, Any] = {"format": EXPORT_FORMAT, "flow": config.flow, section: dataclasses.asdict(config.family)}
     about |= {"image": list(pixels.shape), "levels": pixels.levels, "bits": config.data.bits}
     save_file({name: tensor.contiguous() for name, tensor in trained.model.global_state().items()}, file)
     file.with_suffix(".json").write_text(json.dumps(about | {"step": trained.manifest.step}, indent=2) + "\n")
@@ -208,9 +209,11 @@ def _read_exported(file: Path, flow: Maker | None) -> Flow:
         settings, tensors = json.loads(about.read_text()), tensors_from(file.read_bytes())
         if settings["format"] != EXPORT_FORMAT:
             raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
-        data_space = space(settings["image"], settings["levels"], settings["bits"])
-        glow, cut = GlowConfig(**settings["glow"]), CutConfig("explicit", 1, [])
-        config = Config(flow=settings.get("flow", "glow"), glow=glow, cut=cut)
+        name = settings.get("flow", "glow")
+        section = name if name in FAMILIES else "glow"
+        cut = {"scheme": "explicit", "parts": 1, "at": []}
+        config = from_dict({"flow": name, section: settings[section], "cut": cut})
+        data_space = space(settings["image"], settings["levels"], settings["bits"], config.noise)
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
     _, model = build(config.model, data_space, flow)

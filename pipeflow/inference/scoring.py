@@ -172,7 +172,7 @@ def _nats(slices: list[Truncated], images: Tensor, data_space: Space, seed: int,
 
 def _after_every_part(slices: list[Truncated], packet: Packet, data_space: Space) -> Tensor:
     """Log-likelihood after every part, (parts, B) nats, added up in float64: a packet's own sum is float32."""
-    logp = torch.full_like(packet.logp, -data_space.dims * math.log(data_space.n), dtype=torch.float64)
+    logp = torch.full_like(packet.logp, -data_space.nats, dtype=torch.float64)
     rows = []
     for piece in slices:
         packet, entries = piece.part.ledger(packet)

@@ -75,7 +75,7 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
     world.on_rank_0(lambda: _check_files(options.json, options.histogram))
     source = locate_together(world, options.run)
     trained = world.everywhere(lambda: read(source, flow))
-    set_tensor_cores(trained.config.precision)
+    set_tensor_cores(trained.config.precision, trained.config.flow)
     prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)
@@ -120,9 +120,11 @@ def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
 
 def _table(trained: Trained, label: str, split: str, scores: Scores) -> str:
     images = bool(trained.data_space.levels)
-    draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of dequantisation noise (seed {scores.seed})"
+    noise = "Gaussian" if trained.config.noise else "dequantisation"
+    draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of {noise} noise (seed {scores.seed})"
     what = f"{scores.images} {split} {'images' if images else 'points'} of {label}{draws * images}"
-    return f"{trained.directory}: {what}\n{scores.table()}"
+    density = "" if trained.data_space.nats else "bits/dim are those of a density, not of discrete images\n"
+    return f"{trained.directory}: {what}\n{density}{scores.table()}"
 
 
 def _histogram(found: dict[str, Scores], step: str, split: str) -> bytes:

@@ -56,6 +56,9 @@ class GlowConfig:
     split_prior: Literal["learned", "standard"] = "learned"
     top_prior: Literal["learned", "standard"] = "standard"
 
+    def __str__(self) -> str:
+        return f"Glow {self.levels} × {self.steps} × {self.hidden}"
+
 
 class FlowStep(BatchedStep):
     """ActNorm, invertible 1×1 convolution, coupling: one of Glow's "steps of flow".

@@ -9,7 +9,7 @@ import torch
 from ..config import Config, turns
 from ..data import Pixels, check_enough, outline
 from ..distributed import choose_device, intra_op_threads
-from ..model import glow_steps, scheme_cut
+from ..model import FAMILIES, family_cut, family_steps
 from .balance import balanced_cut
 from .forecast import share
 from .placement import place_processes
@@ -41,7 +41,7 @@ def make_plan(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A plan is made by one process, also for many; start it without torchrun.")
     data, parts = config.data, config.cut.parts
-    if config.flow != "glow" or data.name == "own":
+    if config.flow not in FAMILIES or data.name == "own":
         raise ValueError("A plan is made from settings alone; a flow or data of a script's own are not in them.")
     image, levels, many = outline(data.name, data.root, data.image_size, data.on_corrupt)
     images = check_enough(data, many)
@@ -54,7 +54,7 @@ def make_plan(
     if replicas > data.batch:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
     device, space = choose_device(config.device), Pixels(image, levels, data.bits)
-    steps, images_per_part = glow_steps(config.glow, image, config.seed), share(data.batch, replicas)
+    steps, images_per_part = family_steps(config.family, image, config.seed), share(data.batch, replicas)
     began, computed = time.perf_counter(), time.process_time()
     batches = sorted({*batch_sizes(data.batch), images_per_part})
     with intra_op_threads(config.parallel.threads):
@@ -63,7 +63,7 @@ def make_plan(
     if config.cut.scheme == "balanced":
         at = balanced_cut(profile, parts, images_per_part)
     else:
-        at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
+        at = family_cut(config.cut, config.family)
     name, measured_memory, at_once = _described(device, config.parallel.threads)
     return Plan(
         config=config,

@@ -62,7 +62,7 @@ def measure_steps(
             except torch.OutOfMemoryError as error:
                 raise ValueError(
                     f"One {type(step).__name__} with {batches[-1]} images of shape {tuple(event)} does not fit into "
-                    f"the memory of {device}; use a smaller data.batch or glow.hidden."
+                    f"the memory of {device}; use a smaller data.batch or a narrower flow."
                 ) from error
             parameters = sum(parameter.numel() for parameter in step.parameters())
             working = passes[-1].working_bytes / batches[-1]

@@ -10,6 +10,7 @@ import torch
 
 from ..config import Config, phase_steps, turns
 from ..flow import Event
+from ..model import family_caution
 from .balance import balanced_cut
 from .forecast import Forecast, compare, data_parallel, part_memory, share
 from .phase_forecast import Processes, phase_seconds, pipeline
@@ -179,7 +180,7 @@ class Plan:
     @cached_property
     def cautions(self) -> list[str]:
         """Sentences about what `train` would refuse, what would not fit, and figures to doubt."""
-        found = []
+        found = family_caution(self.config.family, [*self.at, len(self.profile.steps)])
         if self.busy > 0.1:
             found.append(
                 f"Something else had the CPU for {100 * self.busy:.0f} % of the time that measuring took; the seconds "

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Batches, Pixels, Space, resident
 from ..flow import Event, StandardNormal, Step, make_prior
-from ..model import Maker, provisional_prior, set_tensor_cores
+from ..model import FAMILIES, Maker, provisional_prior, set_tensor_cores
 from .measure import StepOptions, elapsed, measure_steps, medians
 from .profile import Cost, Profile
 
@@ -44,7 +44,7 @@ def measured_profile(
     options = StepOptions(
         config.precision, config.layout, config.compile, config.activations, optimizer, config.ema, config.cuda_graphs
     )  # fmt: skip
-    set_tensor_cores(config.precision)
+    set_tensor_cores(config.precision, config.flow)
     groups, event, shapes = flow_step_groups(steps), space.shape, []
     measured = measure_steps(steps, event, batches, device, options)
     costs = [reduce(add, measured[group]) for group in groups]
@@ -85,7 +85,7 @@ def _priors(
             yield make_prior(provisional, shape)
         else:
             yield provisional(border, shape, steps[group.stop :])
-    yield make_prior("standard" if config.flow != "glow" else config.glow.top_prior, shapes[-1])
+    yield make_prior(config.family.top_prior if config.flow in FAMILIES else "standard", shapes[-1])
 
 
 class _PriorStep(Step):

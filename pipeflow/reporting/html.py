@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..config import Config
-from ..model import scheme_cut
+from ..model import FAMILIES, family_cut
 from ..units import amount, duration
 from .drawing import REPORT_MAKER, Drawing
 from .run_history import RunHistory
@@ -36,6 +36,7 @@ def page(histories: Sequence[RunHistory], drawings: Sequence[Sequence[Drawing]],
     templates.filters |= {"amount": amount, "duration": duration, "number": number, "mebibytes": mebibytes}
     templates.filters |= {"cut": cut_in_words, "slowest_parts": slowest_parts, "minutes": minutes, "of_ranks": of_ranks}
     templates.filters |= {"learning_rates": learning_rates, "speeds": speeds, "drifts": drifts}
+    templates.filters["flow"] = lambda config: str(config.family) if config.flow in FAMILIES else config.flow
     templates.filters["data_url"] = lambda png: f"data:image/png;base64,{b64encode(png).decode()}"
     figures = [{figure.file.rsplit("-", 1)[-1]: figure for figure in of_run} for of_run in drawings]
     data_sets = [run.config.data for run in histories]
@@ -64,10 +65,9 @@ def mebibytes(size: float, digits: int = 2) -> Markup:
 
 def cut_in_words(config: Config) -> str:
     """Flow steps of each part, such as "1 + 3 + 2", as far as the settings say."""
-    if config.flow != "glow":
+    if config.flow not in FAMILIES:
         return f"borders at {', '.join(map(str, config.cut.at))}" if config.cut.at else config.cut.scheme
-    at = scheme_cut(config.cut, config.glow.levels, config.glow.steps)
-    borders = [0, *at, config.glow.levels * config.glow.steps]
+    borders = [0, *family_cut(config.cut, config.family), max(config.family.levels, 1) * config.family.steps]
     return " + ".join(str(after - before) for before, after in pairwise(borders))
 
 

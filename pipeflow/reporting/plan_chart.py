@@ -26,7 +26,7 @@ def chart(plan: Plan) -> bytes:
         _links(links, plan)
         config = plan.config
         figure.suptitle(
-            f"{config.data.name}, Glow {config.glow.levels} × {config.glow.steps} × {config.glow.hidden}, batches of "
+            f"{config.data.name}, {config.family}, batches of "
             f"{config.data.batch}; steps measured on {plan.device}, the rest computed",
             fontsize=10.5,
         )

@@ -60,10 +60,10 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _heading(plan: Plan) -> str:
-    config, glow, parameters = plan.config, plan.config.glow, sum(row.parameters for row in plan.parts)
+    config, parameters = plan.config, sum(row.parameters for row in plan.parts)
     threads = "" if plan.cuda else f", {config.parallel.threads} thread{'s' * (config.parallel.threads != 1)}"
     return (
-        f"Glow {glow.levels} × {glow.steps} × {glow.hidden} on {config.data.name} {plan.image}, "
+        f"{config.family} on {config.data.name} {plan.image}, "
         f"{parameters:,} parameters, batches of {config.data.batch}.\n"
         f"Measured step by step on {plan.device}{threads}; everything else is computed."
     )

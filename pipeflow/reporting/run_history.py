@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import Config, PhaseConfig, phase_steps
+from ..model import FAMILIES
 from ..storage import CHECKPOINTS, EVALUATION, Manifest, RunDirectory
 from . import run_files
 from .run_files import Floats, Integers, PartMetrics, SavedCheckpoint
@@ -160,7 +161,7 @@ def read_run(directory: str | Path) -> RunHistory:
     earlier_configs = [(step, run_files.read_settings(path)) for step, path in run.earlier_settings()]
     saves = run_files.read_lines(run.stream(CHECKPOINTS), ("step", "stall_s", "write_s", "bytes"))
     sent = None
-    if newest and config.flow == "glow":  # the shapes inside a flow of a script's own only that script knows
+    if newest and config.flow in FAMILIES:  # the shapes inside a flow of a script's own only that script knows
         sent = bytes_handed_forward(steps, streams, [*earlier_configs, (int(steps[-1]), config)], newest.image)
     return RunHistory(
         directory=run.path,

@@ -1,12 +1,12 @@
 """What every step of a run cost: seconds of training without pauses, and bytes that parts handed forward."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ..config import Config
-from ..model import cut_steps, glow_steps, scheme_cut
+from ..model import cut_steps, family_cut, family_steps
 from .run_files import Floats, Integers, PartMetrics
 
 PAUSE = 20  # a step that took so many times the median of its phase was waiting for something else than training
@@ -56,6 +56,6 @@ def _border_bytes(config: Config, image: Sequence[int]) -> list[int]:
     """Bytes of one packet at each border, with the latents as `parallel.wire` sends them."""
     channels, height, width = image
     event = (channels, height, width)
-    steps = glow_steps(replace(config.glow, hidden=1), event, config.seed)  # shapes do not depend on the width
-    parts = cut_steps(steps, scheme_cut(config.cut, config.glow.levels, config.glow.steps), event)
+    with torch.device("meta"):  # shapes need no weights
+        parts = cut_steps(family_steps(config.family, event), family_cut(config.cut, config.family), event)
     return [config.data.batch * config.parallel.bytes_per_image(part.event_out) for part in parts[:-1]]

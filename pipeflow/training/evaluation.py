@@ -110,7 +110,7 @@ def _equal_batches(images: int, batch: int, replica: int, replicas: int) -> list
 
 
 def _ledger(totals: Mapping[int, Mapping[str, float]], images: int, space: Space, complete: bool) -> Ledger:
-    dequantisation = running = math.log2(space.n)
+    dequantisation = running = math.log2(space.n) if space.nats else 0.0
     parts = []
     for _, nats in sorted(totals.items()):
         bits = {name: space.bits_per_dim(nats.get(name, 0.0) / images) for name in ("log_det", "split_prior", "prior")}

@@ -59,7 +59,7 @@ def fit(
 
 def _train(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> dict[str, Any]:
     """The story of a run."""
-    set_tensor_cores(config.precision)
+    set_tensor_cores(config.precision, config.flow)
     returned = world.resume_point is not None  # to processes that have lost this one and wait for it
     state = come_back(world, config, flow, data) if returned else prepare(world, config, resume, flow, data)
     run, progress = state.run, state.progress

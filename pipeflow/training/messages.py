@@ -2,6 +2,7 @@
 
 from ..config import micro_batches
 from ..data import Pixels, Split
+from ..model import family_caution
 from ..units import rate
 from .evaluation import Ledger
 from .progress import Progress
@@ -10,20 +11,21 @@ from .run import Run
 
 def opening(run: Run) -> str:
     """Data, model, and over how many processes it is spread."""
-    config, glow, space, grid = run.config, run.config.glow, run.space, run.world.grid
+    config, space, grid = run.config, run.space, run.world.grid
     processes = f"{grid.size} processes" if grid.size > 1 else "1 process"
     if grid.replicas > 1:
         processes = f"{grid.replicas} replicas of {grid.stages} each, {processes}"
     what = "images" if isinstance(space, Pixels) else "points"
     held_out = "" if run.images.validation is None else f", {len(run.images.validation)} validation"
-    name = config.flow if run.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
+    name = config.flow if run.flow else str(config.family)
     lines = [
         f"{config.data.name}: {len(run.images.train)} training{held_out} and {len(run.images.test)} test {what} of "
         f"{space.shape}",
         f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
         f"flow steps on {processes} ({run.world.device.type})",
     ]
-    if what == "points":
+    lines += family_caution(config.family, run.borders) if run.flow is None else []
+    if not space.nats:
         lines.append(f"bits/dim are those of a density: −log p / ({space.dims} ln 2), which may be negative")
     return "\n".join(lines)
 

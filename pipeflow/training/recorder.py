@@ -136,8 +136,8 @@ class Record:
         world, validated = self.world, self.run.images.validation is not None
         ranks = world.gather(_usage(world.device))
         result = {
-            "test_bits_per_dim": ledger.bits_per_dim,
-            **({"validation_bits_per_dim": last.bits_per_dim} if validated else {}),
+            "test_bits_per_dim": None if self.run.config.noise else ledger.bits_per_dim,
+            **({"validation_bits_per_dim": None if self.run.config.noise else last.bits_per_dim} if validated else {}),
             "ledger": _as_json(ledger),
             "seconds": [phase["seconds"] for phase in self.progress.ended],
             "images_per_s": [phase["images_per_s"] for phase in self.progress.ended],
