@@ -6,7 +6,7 @@ run, never against an old number.
 
 lib/         results file, torchrun, timing, the one builder of a model at work, network namespaces
 speed/       images per second, bytes between processes and memory: by parts, pipelines, DDP, one process
-learning/    test bits/dim: schedules, learning rates, recipes
+learning/    test bits/dim: heads against end to end, schedules, learning rates
 step/        one training step on a CPU: settings, other libraries, matrix products
 robustness/  what checkpoints and faults cost
 planning/    predicted against achieved speed

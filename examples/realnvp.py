@@ -97,7 +97,7 @@ def draw(run: str, points: np.ndarray, file: Path) -> None:
             density = flow.log_prob(grid).exp().view(len(x), len(y)).T
             nats = -flow.log_prob(torch.from_numpy(points)).mean()
         axes.imshow(density, origin="lower", extent=extent, cmap="magma", vmax=0.2)
-        axes.set_title(f"behind part {parts}: {nats:.3f} nats a test point")
+        axes.set_title(f"after part {parts}: {nats:.3f} nats a test point")
     for axes in (first, *others):
         axes.set(xticks=[], yticks=[], aspect="equal")
     figure.savefig(file, dpi=100)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .data import DataConfig
     from .distributed import ParallelConfig
     from .inference import export, load
-    from .model import CutConfig, Flow, Glow, GlowConfig, HeadConfig, UserFlow
+    from .model import CutConfig, Flow, Glow, GlowConfig, HeadConfig, JetConfig, TarFlowConfig, UserFlow
     from .storage import CheckpointConfig
     from .training import fit
 
@@ -22,8 +22,10 @@ __all__ = [
     "Glow",
     "GlowConfig",
     "HeadConfig",
+    "JetConfig",
     "ParallelConfig",
     "PhaseConfig",
+    "TarFlowConfig",
     "UserFlow",
     "export",
     "fit",
@@ -32,7 +34,9 @@ __all__ = [
 
 _HOME = {"DataConfig": "data", "ParallelConfig": "distributed", "CheckpointConfig": "storage", "fit": "training"}
 _HOME |= dict.fromkeys(["Config", "EndToEndConfig", "PhaseConfig"], "config")
-_HOME |= dict.fromkeys(["CutConfig", "Flow", "Glow", "GlowConfig", "HeadConfig", "UserFlow"], "model")
+_HOME |= dict.fromkeys(
+    ["CutConfig", "Flow", "Glow", "GlowConfig", "HeadConfig", "JetConfig", "TarFlowConfig", "UserFlow"], "model"
+)
 _HOME |= dict.fromkeys(["export", "load"], "inference")
 
 

@@ -84,35 +84,44 @@ def print_error(error: BaseException | str) -> None:
 
 
 def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_refusal: Callable[[], None]) -> int:
-    """Runs a command that trains, in as many processes as there are; returns its exit code.
+    """Runs a command that trains, in as many processes as there are; returns 0 or a code of `report_end`.
 
-    Args:
-        prepare: opens the world; returns it and the work that all its processes do.
-        on_refusal: called if `prepare` fails.
-
-    Returns:
-        0 or 1, or 2 for what the user can put right, or another code of `report_end`.
+    `prepare` opens the world, and returns it and the work that all its processes do; `on_refusal` is called where it
+    fails.
     """
     try:
         world, work = prepare()
     except (ValueError, OSError) as error:
         on_refusal()
         return _refuse(error)
+    code = 0
     with Watch(world):
         try:
             work()
         except (Exception, KeyboardInterrupt) as error:
-            return report_end(world, error)
+            code = report_end(world, error)
+    if code:
+        return _leave(world, code)
     world.close()
     return 0
 
 
-def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option_for_less: str) -> int:
-    """Runs a command that scores or draws, in as many processes as there are; returns its exit code.
+def _leave(world: World, code: int) -> int:
+    """Ends this process at once if it is one of several on GPUs; else returns its exit code.
 
-    Args:
-        prepare: opens the world; returns it and the work that all its processes do.
-        option_for_less: the option that makes the work need less memory, such as "--batch".
+    A kernel of NCCL that waits for a process that is lost runs for ever, and would hold the interpreter's own exit.
+    """
+    if world.device.type == "cuda" and world.size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option_for_less: str) -> int:
+    """Runs a command that scores or draws, in as many processes as there are.
+
+    `prepare` is as for `run_training`; `option_for_less` makes the work need less memory, such as "--batch".
 
     Returns:
         0, 1 if a process is gone, 2 for what the user can put right, 130 for Ctrl-C.
@@ -145,12 +154,7 @@ def _refuse(error: ValueError | OSError) -> int:
 
 
 class Options(argparse.ArgumentParser):
-    """A parser of `python -m <prog>`.
-
-    Args:
-        prog: the module, such as "pipeflow.sample".
-        description: for `--help`.
-    """
+    """A parser of `python -m <prog>`; what is wrong is a ValueError."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -159,10 +163,10 @@ class Options(argparse.ArgumentParser):
         text = message.removeprefix("argument ").replace("unrecognized arguments:", "there is no option")
         raise ValueError(f"{text}; `python -m {self.prog} --help` lists the options.")
 
-    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Command line (this process's own by default) → options; a ValueError if it is wrong."""
-        arguments = sys.argv[1:] if arguments is None else arguments
-        return self.parse_args([word for word in arguments if word != "--"])  # torchrun leaves words alone behind "--"
+
+def words(arguments: Sequence[str] | None) -> list[str]:
+    """A command line, this process's own by default, without the "--" that torchrun leaves in it."""
+    return [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--"]
 
 
 def wait_so_only_rank_0_prints() -> None:

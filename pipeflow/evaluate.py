@@ -6,10 +6,10 @@ Under torchrun, any number of processes share the images.
 import sys
 from collections.abc import Callable, Sequence
 
-from .cli import Options, run_in_world
+from .cli import Options, run_in_world, words
 from .data import Splits
 from .distributed import World
-from .inference import add_scoring_options, check_scoring_options, open_scoring_world, report_scores
+from .inference import open_scoring_world, report_scores, scoring_options
 from .model import Maker
 
 
@@ -21,15 +21,12 @@ def main(
 ) -> int:
     """Evaluates; returns the exit code, as `run_in_world` does.
 
-    Args:
-        arguments: of the command line; the process's own by default.
-        init_method: where processes meet.
-        flow, data: of a script's own, as for `pipeflow.train.main`.
+    `init_method` says where processes meet; `flow` and `data` are a script's own, as for `pipeflow.train.main`.
     """
 
     def prepare() -> tuple[World, Callable[[], None]]:
-        parser = add_scoring_options(Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations."))
-        options = check_scoring_options(parser.parse(arguments))
+        parser = Options("pipeflow.evaluate", "Test bits/dim of a run's model and truncations.")
+        options = scoring_options(parser, words(arguments))
         world = open_scoring_world(options, init_method)
         return world, lambda: report_scores(options, world, flow, data)
 

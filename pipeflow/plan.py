@@ -3,32 +3,29 @@
 import sys
 from collections.abc import Sequence
 
-from .cli import Options, print_error
+from .cli import Options, print_error, words
 from .config import parse_resume
 from .distributed import choose_device, prepare_process
-from .planning import PlanOptions
 from .reporting import report_plan
-from .units import argument, bits_per_second, bytes_of
+from .units import bits_per_second, bytes_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 where something is for the user to put right."""
     parser = Options("pipeflow.plan", "Forecasts what a run costs. Takes every setting of pipeflow.train as well.")
-    link, memory = argument(bits_per_second), argument(bytes_of)
-    parser.add_argument("--link", type=link, default=1e10, metavar="SPEED", help="between two devices; 10Gb/s")
-    parser.add_argument("--memory", type=memory, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")
-    parser.add_argument("--hosts", type=int, metavar="N", help="shows which process sits where, with --gpus-per-host")
-    parser.add_argument("--gpus-per-host", type=int, metavar="N", help="one process each")
-    parser.add_argument("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
+    add = parser.add_argument
+    add("--link", type=bits_per_second, default=1e10, metavar="SPEED", help="between two devices; 10Gb/s")
+    add("--memory", type=bytes_of, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")
+    add("--hosts", type=int, metavar="N", help="shows which process sits where, with --gpus-per-host")
+    add("--gpus-per-host", type=int, metavar="N", help="one process each")
+    add("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
     try:
-        words = sys.argv[1:] if arguments is None else arguments
-        options, settings = parser.parse_known_args([word for word in words if word != "--"])
-        out = vars(options).pop("out")
+        options, settings = parser.parse_known_args(words(arguments))
         config, resume = parse_resume(settings)
         if resume is not None:
             raise ValueError("--resume is an option of pipeflow.train; a plan needs the settings alone.")
         prepare_process(config.parallel.threads, choose_device(config.device))
-        print(report_plan(config, PlanOptions(**vars(options)), out))
+        print(report_plan(config, **vars(options)))
     except ValueError as error:
         print_error(error)
         return 2

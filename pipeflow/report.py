@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from .cli import Options, print_error
+from .cli import Options, print_error, words
 from .reporting import write_report
 
 
@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory, finished or not")
     parser.add_argument("--out", metavar="FILE.html", help="report.html in the first run by default")
     try:
-        options = parser.parse(arguments)
+        options = parser.parse_args(words(arguments))
         file = write_report(options.runs, options.out)
     except ValueError as error:
         print_error(error)

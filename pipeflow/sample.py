@@ -6,10 +6,10 @@ Under torchrun, as many processes as the flow has parts, or fewer, load their ow
 import sys
 from collections.abc import Callable, Sequence
 
-from .cli import Options, run_in_world
+from .cli import Options, run_in_world, words
 from .data import Splits
 from .distributed import World
-from .inference import add_sampling_options, complete_sampling_options, open_sampling_world, write_sheet
+from .inference import open_sampling_world, sampling_options, write_sheet
 from .model import Maker
 
 
@@ -21,15 +21,12 @@ def main(
 ) -> int:
     """Draws; returns the exit code, as `run_in_world` does.
 
-    Args:
-        arguments: of the command line; the process's own by default.
-        init_method: where processes meet.
-        flow, data: of a script's own, as for `pipeflow.train.main`.
+    `init_method` says where processes meet; `flow` and `data` are a script's own, as for `pipeflow.train.main`.
     """
 
     def prepare() -> tuple[World, Callable[[], None]]:
-        parser = add_sampling_options(Options("pipeflow.sample", "A picture of what a trained flow draws."))
-        options = complete_sampling_options(parser.parse(arguments))
+        parser = Options("pipeflow.sample", "A picture of what a trained flow draws.")
+        options = sampling_options(parser, words(arguments))
         world = open_sampling_world(options, init_method)
         return world, lambda: write_sheet(options, world, flow, data)
 

@@ -4,11 +4,12 @@
     python -m benchmarks.gpu.reference_run --pair across2 --quick --out DIR       (small, on the digits; 1 minute)
 
 Glow 3 × 32 × 512, 90 epochs: the baseline end to end; by parts 60 in turns of one part and an epoch, then 30 end to
-end; both at the learning rate of their rows, 1e-4 (across2) or 1e-5 (across3). --root is where CIFAR-10 is; a folder
-with train/ and test/ of images is taken as CIFAR-10 (JPEG), whose bits/dim are no CIFAR-10 bits/dim, and is called so.
+end; and 90 by parts with heads, every part on every batch. All at the learning rate of their rows, 1e-4 (across2) or
+1e-5 (across3). --root is where CIFAR-10 is; a folder with train/ and test/ of images is taken as CIFAR-10 (JPEG), whose
+bits/dim are no CIFAR-10 bits/dim, and is called so.
 The reference does not state its batch; --batch is recorded.
 
-After --minutes the run in progress is asked to stop and saves itself; the same command goes on from there, until both
+After --minutes the run in progress is asked to stop and saves itself; the same command goes on from there, until all
 are complete; the directory --runs has to be kept in between. DIR/reference_<pair>.json is written after every call,
 with the records of the runs so far.
 """
@@ -26,8 +27,11 @@ from benchmarks.lib.torchrun import ROOT, command, start
 from pipeflow.cli import STOPPED
 
 PAIRS = {
-    "across2": {"baseline": "cifar10_end_to_end_1e-4", "by_parts": "cifar10_across2"},
-    "across3": {"baseline": "cifar10_end_to_end_1e-5", "by_parts": "cifar10_across3"},
+    "across2": {"baseline": "cifar10_end_to_end_1e-4", "by_parts": "cifar10_across2", "heads": "cifar10_heads2"},
+    "across3": {"baseline": "cifar10_end_to_end_1e-5", "by_parts": "cifar10_across3", "heads": "cifar10_heads3"},
+}
+HEADS = {
+    pair: [{"schedule": "simultaneous", "epochs": 90, "lr": lr}] for pair, lr in (("across2", 1e-4), ("across3", 1e-5))
 }
 QUICK = {
     "baseline": [{"schedule": "end_to_end", "steps": 12, "lr": 1e-3}],
@@ -35,6 +39,7 @@ QUICK = {
         {"schedule": "alternate", "steps": 8, "turn_steps": 2, "lr": 1e-3},
         {"schedule": "end_to_end", "steps": 4, "lr": 1e-3},
     ],
+    "heads": [{"schedule": "simultaneous", "steps": 12, "lr": 1e-3}],
 }
 
 
@@ -53,8 +58,10 @@ def settings(args: argparse.Namespace, name: str, run: Path, data: list[str]) ->
     words += ["--run_dir", str(run), *data, "--data.batch", str(args.batch), "--seed", str(args.seed)]
     words += ["--precision", args.precision, "--compile", args.compile, "--cuda_graphs", str(args.cuda_graphs).lower()]
     words += ["--layout", args.layout, "--checkpoint.keep", "1", "--resume", "auto"]
+    phases = QUICK[name] if args.quick else {"heads": HEADS[args.pair]}.get(name)
+    words += ["--phases", json.dumps(phases)] if phases else []
     if args.quick:
-        words += ["--phases", json.dumps(QUICK[name]), "--data.init_batch", "64", "--eval_every", "0.02"]
+        words += ["--data.init_batch", "64", "--eval_every", "0.02", "--cut.head.hidden", "4"]
         words += ["--glow.levels", "2", "--glow.steps", "3", "--glow.hidden", "8"]
         words += ["--cut.scheme", "across_blocks", "--device", "cpu"]
     return words
@@ -106,6 +113,7 @@ def write(args: argparse.Namespace, runs: dict[str, Path], images: str) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", choices=PAIRS, required=True)
+    parser.add_argument("--arms", nargs="+", choices=list(QUICK), default=list(QUICK), help="which runs")
     parser.add_argument("--root", type=Path, help="where the images are")
     parser.add_argument("--out", type=Path, required=True, help="directory of the JSON")
     parser.add_argument("--runs", type=Path, default=Path("runs/reference"), help="directory of the runs")
@@ -122,7 +130,9 @@ def main() -> None:
         parser.error("--root is needed: where CIFAR-10 or the folder of images is")
     data, images = (["--data.name", "digits"], "digits") if args.quick else data_set(args.root.resolve())
     parent = args.runs.resolve()
-    runs = {name: parent / f"{args.pair}-{name}-{args.batch}-{args.precision}" for name in PAIRS[args.pair]}
+    runs = {
+        name: parent / f"{args.pair}-{name}-{args.batch}-{args.precision}" for name in args.arms or PAIRS[args.pair]
+    }
     until = time.monotonic() + 60 * args.minutes
     for name, run in runs.items():
         if (run / "result.json").exists():

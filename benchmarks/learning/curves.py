@@ -18,14 +18,17 @@ def read_result(run: Path, processes: int) -> Result:
 
     Args:
         run: its directory.
-        processes: that it was spread over.
+        processes: between which its bytes are computed: those that it was spread over, or one per part.
 
     Returns:
         Either "failed", a sentence, or
-        "final", "best": bits/dim of the model on the test split, at the end and the lowest during training;
-        "curve": a dict per evaluation: "images" drawn so far, "seconds" of training without evaluations (meaningless
-            if other runs shared the cores), "bytes" that processes have sent to each other (computed; None where
-            `_bytes` does not know them), "bits_per_dim" of the model, or None before its last part has started,
+        "final": bits/dim of the model on the test split, at the end;
+        "validation": the same on the training images that were held out, None where none were;
+        "best": the lowest of the curve;
+        "curve": a dict per evaluation, on what was held out or else on the test split: "images" drawn so far,
+            "seconds" of training without evaluations (meaningless if other runs shared the cores), "bytes" that
+            processes have sent to each other (computed; None where `_bytes` does not know them), "bits_per_dim" of the
+            model, or None before its last part has started,
             "truncated" after each part;
         "measured_bytes": what the sockets of all processes have sent, evaluations and control traffic included;
         "worst": highest finite training bits/dim of each part after its first updates;
@@ -49,6 +52,7 @@ def read_result(run: Path, processes: int) -> Result:
     ]
     return {
         "final": result["test_bits_per_dim"],
+        "validation": result.get("validation_bits_per_dim"),
         "best": min(point["bits_per_dim"] for point in curve if point["bits_per_dim"] is not None),
         "curve": curve,
         "measured_bytes": sum(result["bytes_sent"]),
@@ -56,6 +60,16 @@ def read_result(run: Path, processes: int) -> Result:
         "worst": {stream.name: _worst(stream.bits[stream.learn][SETTLED:].tolist()) for stream in history.streams},
         "skipped": sum(stream.read_text().count('"bad": true') for stream in (run / "metrics").glob("*[0-9d].jsonl")),
     }
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """A result in one line of a file: bits/dim, and seconds and bytes until the end."""
+    if "failed" in result:
+        return result
+    last = result["curve"][-1]
+    found = {"test": result["final"], **{name: result[name] for name in ("validation", "best", "skipped")}}
+    curve = [[point["images"], point["bits_per_dim"]] for point in result["curve"]]
+    return {**found, "seconds": round(last["seconds"], 2), "bytes": last["bytes"], "curve": curve}
 
 
 def columns(result: Result, *keys: str) -> list[list[float]]:
@@ -66,14 +80,16 @@ def columns(result: Result, *keys: str) -> list[list[float]]:
 def _bytes(history: RunHistory, processes: int, steps: list[int]) -> Sequence[float | None]:
     """Bytes that cross between processes until each step, computed: latents by parts, gradients end to end (DDP).
 
-    A border within a process costs nothing; grids other than a chain with a process per part are not computed. An
-    all-reduce of n bytes over N processes sends 2(N − 1)n bytes in all (ring; Patarasuk and Yuan, "Bandwidth optimal
-    all-reduce algorithms", 2009). Left out is what is exchanged once, at the switch to end to end.
+    A border within a process costs nothing. By parts, grids other than a chain with a process per part are not
+    computed. An all-reduce of n bytes over N processes sends 2(N − 1)n bytes in all (ring; Patarasuk and Yuan,
+    "Bandwidth optimal all-reduce algorithms", 2009). Left out is what is exchanged once, at the switch to end to end.
     """
     if processes == 1:
         return [0.0] * len(steps)
     config = history.config
-    if processes != config.cut.parts or config.parallel.replicas not in (None, 1) or config.end_to_end.engine != "ddp":
+    by_parts = any(phase.config.schedule != "end_to_end" for phase in history.phases)
+    unlike = by_parts and (processes != config.cut.parts or config.parallel.replicas not in (None, 1))
+    if unlike or config.end_to_end.engine != "ddp":
         return [None] * len(steps)
     assert history.sent is not None and history.newest is not None
     channels, height, width = history.newest.image

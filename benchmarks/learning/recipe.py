@@ -27,7 +27,9 @@ class Task:
         batch: images per step, over all processes.
         steps: length of a run.
         turn_steps: length of a turn of the schedule alternate.
+        validation: of the training images, held out to choose settings by.
         points: evaluations in a run.
+        root: directory of the images on this machine.
     """
 
     words: tuple[str, ...]
@@ -35,14 +37,17 @@ class Task:
     batch: int
     steps: int
     turn_steps: int
+    validation: int
     points: int = 12
+    root: Path | None = None
 
     def run(self, recipe: "Recipe", seed: int = 0, processes: int = 1, threads: int = 1) -> TrainingRun:
         """The run of a recipe on this task."""
-        every = self.steps * self.batch / self.train_images / self.points
-        sizes = ("--data.batch", str(self.batch), "--eval_every", f"{every:.6g}")
-        phases = recipe.phases(self.steps, self.turn_steps)
-        return TrainingRun(recipe.name, (*self.words, *sizes, *recipe.words), phases, seed, processes, threads)
+        every = self.steps * self.batch / (self.train_images - self.validation) / self.points
+        sizes = {"data.batch": self.batch, "data.validation": self.validation, "eval_every": f"{every:.6g}"}
+        options = (word for name, value in sizes.items() for word in (f"--{name}", str(value)))
+        words, phases = (*self.words, *options, *recipe.words), recipe.phases(self.steps, self.turn_steps)
+        return TrainingRun(recipe.name, words, phases, seed, processes, threads, self.root)
 
     def train(
         self, recipes: Mapping[Key, "Recipe"], seeds: Sequence[int], directory: Path, jobs: int
@@ -61,22 +66,18 @@ class Recipe:
         schedule: of the phase by parts; meaningless if the tail is 1.
         tail: share of the images, the last ones, from which the model learns end to end.
         lr: learning rate.
-        parts: factor of each part's learning rate, by parts.
-        clip: largest norm of a gradient; None does not clip.
+        clip: largest norm of a gradient, or "adaptive"; None does not clip.
         cool: factor of the learning rate for the last third of the images.
         warmup_steps: updates over which the learning rate rises.
-        first: another schedule with which the run begins, and for how many steps.
         words: further settings, as on the command line.
     """
 
     schedule: str
     tail: float
     lr: float = 2e-3
-    parts: tuple[float, ...] | None = None
-    clip: float | None = None
+    clip: float | str | None = None
     cool: float = 0.25
     warmup_steps: int = 50
-    first: tuple[str, int] | None = None
     words: tuple[str, ...] = ()
 
     @property
@@ -91,14 +92,11 @@ class Recipe:
     def phases(self, steps: int, turn_steps: int) -> tuple[dict[str, Any], ...]:
         """As `--phases` takes them: cut where the tail begins, and where the last third begins."""
         switch, cooling = round(steps * (1 - self.tail)), round(steps * 2 / 3)
-        start, ahead = self.first or ("", 0)
         phases: list[dict[str, Any]] = []
-        for begin, end in pairwise(sorted({0, ahead, switch, cooling, steps})):
-            schedule = "end_to_end" if end > switch else start if end <= ahead else self.schedule
+        for begin, end in pairwise(sorted({0, switch, cooling, steps})):
+            schedule = "end_to_end" if end > switch else self.schedule
             phase: dict[str, Any] = {"schedule": schedule, "steps": end - begin}
-            phase["lr"] = lr = self.lr * (self.cool if begin >= cooling else 1.0)
-            if self.parts and schedule != "end_to_end":
-                phase["lr"] = [lr * factor for factor in self.parts]
+            phase["lr"] = self.lr * (self.cool if begin >= cooling else 1.0)
             if self.clip is not None:
                 phase["clip"] = self.clip
             if schedule == "alternate":

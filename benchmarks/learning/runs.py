@@ -3,6 +3,9 @@
 A sweep is hundreds of short runs, most of which differ in one number. A run directory is named by a hash of the
 settings: one that is complete is read, one that was interrupted goes on (`--resume auto`), one that diverged is
 remembered as such. So a sweep that is started again does only what is left to do.
+
+A study whose next runs depend on what its first ones found keeps a file instead, with a line per finished run
+(`train_in_order`), and no run directories.
 """
 
 import argparse
@@ -10,22 +13,29 @@ import atexit
 import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning.curves import Result, read_result
+import torch
+
+from benchmarks.learning.comparison import Line, read_lines
+from benchmarks.learning.curves import Result, read_result, summary
+from benchmarks.lib.results import hardware
 from benchmarks.lib.torchrun import command, start
 from pipeflow.cli import STOPPED
 from pipeflow.train import main as train
 
+MOST_ERRORS = 3
 DIVERGED = ("not finite", "non-finite")
 
 
@@ -40,6 +50,7 @@ class TrainingRun:
         seed: of everything random.
         processes: 1, or as many as torchrun starts.
         threads: intra-op threads per process.
+        root: directory of the images on this machine; no part of the directory's name.
     """
 
     name: str
@@ -48,6 +59,7 @@ class TrainingRun:
     seed: int = 0
     processes: int = 1
     threads: int = 1
+    root: Path | None = None
 
     @property
     def directory(self) -> str:
@@ -58,9 +70,10 @@ class TrainingRun:
 
     def options(self, directory: Path) -> list[str]:
         """The options of `python -m pipeflow.train`."""
-        process = ["--seed", str(self.seed), "--parallel.threads", str(self.threads), "--device", "cpu"]
+        process = ["--seed", str(self.seed), "--parallel.threads", str(self.threads)]
         phases = ["--phases", json.dumps(self.phases), "--resume", "auto"]
-        return ["--run_dir", str(directory), *self.words, *process, *phases]
+        root = ["--data.root", str(self.root)] if self.root else []
+        return ["--run_dir", str(directory), "--device", "cpu", *self.words, *root, *process, *phases]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +114,84 @@ def train_all(runs: Sequence[TrainingRun], directory: Path, jobs: int = 1) -> li
         {key: getattr(run, key) for key in known} | read_result(directory / run.directory, run.processes)
         for run in runs
     ]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a study, and what its line says of it besides the result.
+
+    Attributes:
+        run: what is trained.
+        labels: what tells it from the others.
+        processes: between which its bytes are computed.
+    """
+
+    run: TrainingRun
+    labels: dict[str, Any]
+    processes: int
+
+
+Wanted = Callable[[Mapping[str, Line]], Sequence[Job]]
+"""Finished runs by key → the runs that are known to be wanted by now, the most informative first."""
+
+
+def train_in_order(wanted: Wanted, file: Path, jobs: int, minutes: float = math.inf) -> list[Line]:
+    """Trains the runs of a study, `jobs` at a time, each in one process, and appends a line per finished run.
+
+    Args:
+        wanted: asked again after every run for what is to be done; runs that are finished are skipped.
+        file: of the lines; what is in it already is not done again.
+        jobs: how many side by side.
+        minutes: after which no run is begun.
+
+    Returns:
+        All finished runs.
+
+    Raises:
+        RuntimeError: a run ended otherwise than finished or diverged; the others go on until MOST_ERRORS have.
+    """
+    until = time.monotonic() + 60 * minutes
+    done = {line["key"]: line for line in read_lines(file)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    begun: dict[Future[Line], str] = {}
+    errors: dict[str, BaseException] = {}
+    with open(file, "a") as lines:
+        if lines.tell() and not file.read_bytes().endswith(b"\n"):
+            lines.write("\n")
+        while True:
+            for job in wanted(done) if time.monotonic() < until and len(errors) < MOST_ERRORS else ():
+                key = job.run.directory
+                if len(begun) < jobs and key not in done and key not in errors and key not in begun.values():
+                    begun[_pool(jobs).submit(_train_job, job)] = key
+            if not begun:
+                break
+            for future in wait(begun, return_when=FIRST_COMPLETED).done:
+                key = begun.pop(future)
+                if error := future.exception():
+                    errors[key] = error
+                    print(f"      {key}: {error}", flush=True)
+                    continue
+                line = done[key] = future.result()
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+                print(f"{len(done):4d}  {line['name']}, seed {line['seed']}: {_outcome(line)}", flush=True)
+    for error in errors.values():
+        raise error
+    return list(done.values())
+
+
+def _train_job(job: Job) -> Line:
+    """In a process of the pool: trains in a directory that is removed; returns the line."""
+    with tempfile.TemporaryDirectory() as parent:
+        _train(job.run, Path(parent))
+        found = summary(read_result(Path(parent) / job.run.directory, job.processes))
+    gpu = f", {torch.cuda.get_device_name()}" if "cuda" in job.run.words else ""
+    machine = {"hardware": hardware() + gpu, "torch": torch.__version__}
+    return {"key": job.run.directory, "name": job.run.name, "seed": job.run.seed, **job.labels, **found, **machine}
+
+
+def _outcome(line: Line) -> str:
+    return line.get("failed") or f"{line['test']:.4f} bits/dim, {line['seconds']:.1f} s"
 
 
 @cache

@@ -1,8 +1,8 @@
 """Every recipe with its own best settings: the same search for all of them, so that none is handicapped.
 
 First a grid of learning rates with and without clipping; if the best rate is the highest or lowest tried, the grid
-grows that way; then the other settings of the best, one at a time. The package has no validation split: settings are
-chosen by the test split, for every recipe alike, on seeds of their own for which no figure is reported.
+grows that way; then the other settings of the best, one at a time. Settings are chosen by bits/dim on training images
+that are held out, on seeds of their own for which no figure is reported.
 """
 
 import math
@@ -37,7 +37,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting and its test bits/dim, the mean over seeds; infinite where a seed diverged."""
+    """A setting and its held-out bits/dim, the mean over seeds; infinite where a seed diverged."""
 
     recipe: Recipe
     bits: float
@@ -54,7 +54,8 @@ def best_of(recipes: Sequence[Recipe], task: Task, grid: Grid, directory: Path, 
     def attempt(settings: Callable[[Recipe], Sequence[Recipe]]) -> None:
         todo = [setting for recipe in recipes for setting in settings(recipe)]
         for number, results in task.train(dict(enumerate(todo)), grid.seeds, directory, jobs).items():
-            found[todo[number].name].append(Tried(todo[number], mean(map(final, results))))
+            bits = mean(result.get("validation", math.inf) for result in results)
+            found[todo[number].name].append(Tried(todo[number], bits))
         for tried in found.values():
             tried.sort(key=lambda one: one.bits)
 

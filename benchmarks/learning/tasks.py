@@ -1,15 +1,21 @@
 """The tasks of the learning benchmarks, small enough for a sweep on two cores within a day.
 
-Digits: 19 epochs of a Glow of 2 × 4 × 32; later the test bits/dim of these 1,500 images would rise again, which every
+Digits: 22 epochs of a Glow of 2 × 4 × 32; later the test bits/dim of these 1,300 images would rise again, which every
 result shows (`best` beside `final`). CIFAR-10 (JPEG) is CIFAR-10 re-encoded as JPEG: smoother, so its
 bits/dim are lower and no bits/dim of CIFAR-10.
 """
 
-from dataclasses import dataclass
+import argparse
+import atexit
+import math
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.learning.recipe import Task
 from benchmarks.learning.sweep import Grid
+from pipeflow.data import DataConfig, SourceName, images_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Large:
     """
 
     title: str
-    source: str
+    source: SourceName
     train: int
     levels: int
     steps: int
@@ -50,7 +56,7 @@ def digits(parts: int, quick: bool = False) -> tuple[Task, Grid]:
     steps = 12 if quick else 600
     flow_steps, hidden = (2, 8) if quick else (4, 32)
     words = (*_glow(2, flow_steps, hidden), *_cut(parts, flow_steps, flow_steps))
-    task = Task(words, 1500, batch=48, steps=steps, turn_steps=max(1, steps // 24), points=2 if quick else 12)
+    task = Task(words, 1500, 48, steps, max(1, steps // 24), validation=200, points=2 if quick else 12)
     grid = Grid((1.6e-2,), (None,), (), (100,), 0) if quick else Grid((1.6e-2, 3.2e-2, 6.4e-2))
     return task, grid
 
@@ -61,17 +67,59 @@ def large(
     """A larger data set: the task of full runs, that of a sweep, and the grid of the sweep."""
     data = LARGE[name]
     glow = _glow(data.levels, data.steps, hidden or data.hidden)
-    source = ("--data.name", data.source, "--data.root", str(root.resolve()), "--checkpoint.every", "200")
+    source = ("--data.name", data.source, "--checkpoint.every", "200")
     words = (*glow, *_cut(parts, data.steps, data.half), *source)
     long, short = (images or data.images[0]) // 48, data.images[1] // 48
-    task = Task(words, data.train, batch=48, steps=long, turn_steps=max(1, long // 24), points=6)
-    swept = Task(words, data.train, batch=48, steps=short, turn_steps=max(1, short // 24), points=1)
+    task = Task(words, data.train, 48, long, max(1, long // 24), validation=2000, points=6, root=root.resolve())
+    swept = replace(task, steps=short, turn_steps=max(1, short // 24), points=1)
     return task, swept, Grid(data.lrs, then=(), seeds=(100,))
 
 
-def portable(words: tuple[str, ...], root: Path | None) -> str:
-    """Settings as on a command line, with DIR for the directory of the images on this machine."""
-    return " ".join("DIR" if root and word == str(root.resolve()) else word for word in words)
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """What the runs of a study train on, where, how many at a time, and where their results go."""
+    parser.add_argument("--data", choices=["digits", *LARGE], default="digits")
+    parser.add_argument("--root", type=Path, help="where the images are, unless digits")
+    parser.add_argument("--steps", type=int, help="of a run; 600 by default for digits, else 2,000")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cuda-graphs", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no run is begun")
+    parser.add_argument("--out", type=Path, help="file with a line per finished run; what is in it is not done again")
+
+
+def study_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path:
+    """The file of finished runs, with --quick one that is removed at the end; images are decoded before runs begin."""
+    if args.quick and not args.out:
+        directory = tempfile.TemporaryDirectory()
+        atexit.register(directory.cleanup)
+        args.out = Path(directory.name) / "runs.jsonl"
+    if not args.out or (args.data != "digits" and not args.root):
+        parser.error("--out is missing, or --root: where the images are.")
+    if args.data != "digits":
+        try:
+            images_of(DataConfig(name=LARGE[args.data].source, root=str(args.root)))
+        except ValueError as error:
+            parser.error(str(error))
+    return Path(args.out)
+
+
+def chosen_task(args: argparse.Namespace, parts: int) -> Task:
+    """The task that the options of a study choose."""
+    device = ("--device", args.device, *(("--cuda_graphs", "true") if args.cuda_graphs else ()))
+    of_data = digits(parts, args.quick) if args.data == "digits" else large(args.data, parts, args.root)
+    task = of_data[0]
+    steps = args.steps or task.steps
+    return replace(task, words=(*task.words, *device), steps=steps, turn_steps=max(1, steps // 24))
+
+
+def task_labels(args: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """What tells the runs of one study from those of another in the same file."""
+    return {"data": args.data, "steps": task.steps, "batch": task.batch, "device": args.device}
+
+
+def width(data: str, quick: bool) -> int:
+    """Width of the coupling networks of a task's model."""
+    return (8 if quick else 32) if data == "digits" else LARGE[data].hidden
 
 
 def _glow(levels: int, steps: int, hidden: int) -> tuple[str, ...]:
@@ -80,7 +128,10 @@ def _glow(levels: int, steps: int, hidden: int) -> tuple[str, ...]:
 
 
 def _cut(parts: int, steps: int, half: int) -> tuple[str, ...]:
-    """Two parts: after `half` flow steps; three: in the middle of the first two levels (the paper's); four: both."""
+    """Two parts: after `half` flow steps; three: in the middle of the first two levels (the paper's); four: both.
+
+    One part: no border.
+    """
     middle, last = steps // 2, 3 * steps // 2
-    at = {2: [half], 3: [middle, last], 4: [middle, half, last]}[parts]
+    at = {1: [], 2: [half], 3: [middle, last], 4: [middle, half, last]}[parts]
     return ("--cut.scheme", "explicit", "--cut.parts", str(parts), "--cut.at", str(at))

@@ -25,7 +25,7 @@ from benchmarks.learning.curves import Result, columns
 from benchmarks.learning.recipe import Recipe, Task
 from benchmarks.learning.runs import add_options, runs_directory, train_all
 from benchmarks.learning.sweep import Tried, best_of, final
-from benchmarks.learning.tasks import LARGE, digits, large, portable
+from benchmarks.learning.tasks import LARGE, digits, large
 from benchmarks.lib.results import about, axes, keep, make_parser, table
 
 THIRD = 1 / 3
@@ -72,7 +72,7 @@ def main() -> None:
     if timed:
         print("\n" + times_table(timed, task))
     config = {"data": title, "parts": args.parts, "steps": task.steps, "batch": task.batch}
-    config["words"] = portable(task.words, args.root)
+    config["words"] = " ".join(task.words)
     searched = {
         name: [{**vars(one.recipe), "bits_per_dim": one.bits} for one in found] for name, found in tried.items()
     }
@@ -113,7 +113,7 @@ def times_table(timed: list[Result], task: Task) -> str:
     """Seconds and bytes for the same images, and seconds until what the first run reaches with half of them."""
     curve = next(result["curve"] for result in timed if "curve" in result)
     target = next(point["bits_per_dim"] for point in curve if point["images"] >= task.steps * task.batch / 2)
-    rows = []
+    rows: list[list[Any]] = []
     for result in timed:
         if "failed" in result:
             rows.append([title(result), *[None] * 6])
@@ -128,7 +128,7 @@ def times_table(timed: list[Result], task: Task) -> str:
 
 
 def crossing(curve: list[dict[str, Any]], target: float) -> float | None:
-    """Seconds until the test bits/dim first fall to a target, between two evaluations by a straight line."""
+    """Seconds until the bits/dim first fall to a target, between two evaluations by a straight line."""
     before: tuple[float, float] | None = None
     for point in curve:
         bits, seconds = point["bits_per_dim"], point["seconds"]
@@ -150,7 +150,7 @@ def title(result: Result) -> str:
 
 
 def draw(by_recipe: dict[str, list[Result]], timed: list[Result], data: str, train: int) -> Any:
-    """Bits/dim against epochs (the band is the spread over seeds) and, where it was timed, seconds and bytes."""
+    """Held-out bits/dim against epochs (bands: spread over seeds) and, where it was timed, seconds and bytes."""
     count = 3 if timed else 1
     figure, panels = axes(1, count, figsize=(1 + 16 * count / 3, 5), sharey=True, squeeze=False)
     images = panels[0][0]
@@ -162,7 +162,8 @@ def draw(by_recipe: dict[str, list[Result]], timed: list[Result], data: str, tra
         (line,) = images.plot(epochs, [mean(group) for group in bits], label=name)
         images.fill_between(epochs, [min(g) for g in bits], [max(g) for g in bits], alpha=0.2, color=line.get_color())
     seeds = len(next(iter(by_recipe.values())))
-    images.set(xlabel="epochs (images drawn)", ylabel="test bits/dim", title=f"{data}, {seeds} seed{'s' * (seeds > 1)}")
+    images.set(xlabel="epochs (images drawn)", ylabel="held-out bits/dim")
+    images.set_title(f"{data}, {seeds} seed{'s' * (seeds > 1)}")
     if timed:
         _draw_timed(timed, *panels[0][1:])
     for axis in panels[0]:

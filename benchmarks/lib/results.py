@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
-OUTPUT_OPTIONS = ("--json", "--png", "--runs")
+OUTPUT_OPTIONS = ("--json", "--png", "--runs", "--out")
 PACKAGES = ("torch", "numpy", "normflows")
 
 

@@ -11,15 +11,19 @@ from pydantic import Field
 from ..data import DataConfig
 from ..distributed import ParallelConfig
 from ..model import (
+    FAMILIES,
     Activations,
     Compile,
     CutConfig,
+    Family,
     GlowConfig,
+    JetConfig,
     Layout,
     ModelSettings,
     Precision,
+    TarFlowConfig,
     check_passage,
-    scheme_cut,
+    family_cut,
 )
 from ..settings import AtLeast1, Positive, settings
 from ..storage import CheckpointConfig
@@ -47,15 +51,19 @@ class Config:
         run_dir: where the run writes its files; a directory that holds a run already is refused.
         seed: of the initial weights, the order of the images, flips and noise.
         device: what computes; auto takes a GPU if there is one.
-        precision: of the coupling networks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
-        layout: of the coupling networks' activations: contiguous, or channels_last, which is often faster.
+        precision: of the networks in couplings and blocks: fp32, tf32 (on a GPU) or bf16; all else is fp32.
+        layout: of the activations in a Glow's networks: contiguous, or channels_last, which is often faster.
         compile: none, steps (one graph for all steps of a shape) or part (one graph per part).
         cuda_graphs: replay a part's kernels instead of starting them one by one; needs a GPU, and adam or adamw; does
             nothing where processes average their gradients, nor in a pipeline end to end.
         activations: what stays for the backward pass: all (keep), each step's input (checkpoint), or a part's output
             alone (invert).
-        flow: "glow", or the name of the flow that a script hands over.
+        deterministic: only kernels that give the same bits every time, which may be slower; on a GPU no equal bits are
+            promised without it. The CPU gives them always.
+        flow: "glow", "jet", "tarflow", or the name of the flow that a script hands over.
         glow: shape of the model, where it is a Glow.
+        jet: shape of the model, where it is a Jet.
+        tarflow: shape of the model, where it is a TarFlow.
         data: which images, and how they enter.
         cut: where the borders between parts are.
         phases: how the flow is trained, one phase after another.
@@ -76,8 +84,11 @@ class Config:
     compile: Compile = "none"
     cuda_graphs: bool = False
     activations: Activations = "keep"
+    deterministic: bool = False
     flow: str = "glow"
     glow: GlowConfig = field(default_factory=lambda: GlowConfig(levels=2, steps=8, hidden=128))
+    jet: JetConfig = field(default_factory=JetConfig)
+    tarflow: TarFlowConfig = field(default_factory=TarFlowConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
     cut: CutConfig = field(default_factory=CutConfig)
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
@@ -112,11 +123,18 @@ class Config:
                 f"cuda_graphs is on, but {self.parallel.micro_batches} micro-batches (parallel.micro_batches) of "
                 f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
             )
-        if self.flow != "glow":  # how many flow steps it has, only the script knows
+        if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
             return
-        flow_steps = self.glow.levels * self.glow.steps
+        if self.flow != "glow" and self.layout != "contiguous":
+            raise ValueError(f"layout is {self.layout}, but the flow {self.flow} has no convolutions; leave it out.")
+        if self.flow == "tarflow" and self.activations == "invert":
+            raise ValueError(
+                "activations is invert, but a TarFlow is inverted patch by patch, which takes too long in every "
+                "backward pass; use activations checkpoint, or keep."
+            )
+        flow_steps = max(self.family.levels, 1) * self.family.steps
         if self.cut.scheme != "balanced":
-            scheme_cut(self.cut, self.glow.levels, self.glow.steps)
+            family_cut(self.cut, self.family)
         elif self.cut.parts > flow_steps:
             raise ValueError(f"cut.parts is {self.cut.parts}, but the flow has only {flow_steps} flow steps.")
 
@@ -145,9 +163,20 @@ class Config:
         return self.end_to_end.engine == "pipeline" and stages > 1
 
     @property
+    def family(self) -> Family:
+        """Shape of the model; of no meaning where a script hands over the flow."""
+        others: dict[str, Family] = {"jet": self.jet, "tarflow": self.tarflow}
+        return others.get(self.flow, self.glow)
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of Gaussian noise on pixels in (−½, ½), if it takes the place of dequantisation's."""
+        return self.tarflow.noise and 0.5 * self.tarflow.noise if self.flow == "tarflow" else None
+
+    @property
     def model(self) -> ModelSettings:
         """The settings that the model depends on."""
-        return ModelSettings(self.flow, self.glow, self.cut, self.precision, self.layout, self.seed)
+        return ModelSettings(self.flow, self.family, self.cut, self.precision, self.layout, self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain lists, dicts, numbers and strings."""

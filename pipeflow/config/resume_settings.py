@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,18 +39,19 @@ def settle(
         ValueError: settings that are wrong, or a path that is no checkpoint.
     """
     given, wish = read_words(sys.argv[1:] if arguments is None else arguments)
-    config = _filled((base or Config()).as_dict(), given)
+    afresh = partial(_filled, (base or Config()).as_dict(), given)
+    if wish is None:
+        afresh()  # what is wrong is said before anything is read
     origin = None if wish in (None, "auto") else Path(wish)
-    run = Path(config.run_dir if "run_dir" in given else (origin and _run_of(origin)) or config.run_dir)
-    config = dataclasses.replace(config, run_dir=str(run))
+    run = Path(str(given.get("run_dir") or (origin and _run_of(origin)) or (base or Config()).run_dir))
     before_reading(run)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish, origin = "auto", None
     if wish is None:
-        return config, None
+        return afresh(), None
     source, manifest = _named(origin) if origin else _readable(run)
     if manifest is None and not (source := RunDirectory(run).settings).is_file():
-        return config, "auto"
+        return afresh(), "auto"
     then = manifest.config if manifest else read_file(source)  # interrupted before its first checkpoint
     try:
         at = manifest.at if manifest else from_dict(then).cut.at or []
@@ -71,13 +73,8 @@ def _run_of(origin: Path) -> Path | None:
 
 def _readable(run: Path) -> tuple[Path, Manifest | None]:
     """The newest checkpoint whose settings can be read; whether it is damaged, `find` will see."""
-    for step in reversed(checkpoint.steps_saved(run)):
-        try:
-            directory = RunDirectory(run).checkpoint(step)
-            return directory, checkpoint.read_manifest(directory)
-        except ValueError:
-            continue
-    return run, None
+    directory, _ = checkpoint.newest(run, checkpoint.read_manifest)
+    return (directory, checkpoint.read_manifest(directory)) if directory else (run, None)
 
 
 def _named(origin: Path) -> tuple[Path, Manifest]:

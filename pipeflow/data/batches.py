@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..flow import Packet
 from .points import Space
-from .rng import Purpose, permutation, uniform, words
+from .rng import Purpose, permutation, words
 
 
 def share(images: int, batch: int, place: int, size: int) -> range:
@@ -131,7 +131,7 @@ class Batches:
         if self.flip:
             flipped = (words(self.seed, Purpose.FLIP, epoch, index, 1) & 1).bool().view(-1, 1, 1, 1)
             pixels = torch.where(flipped, pixels.flip(3), pixels)
-        return self.pixels.dequantise(pixels, uniform(self.seed, Purpose.DEQUANTISE, epoch, index, self.pixels.dims))
+        return self.pixels.noisy(pixels, self.seed, Purpose.DEQUANTISE, epoch, index)
 
     @staticmethod
     def _cat(packets: list[Packet]) -> Packet:

@@ -44,10 +44,11 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
         raise ValueError(f"data.image_size is {image_size}; it must be at least 1 pixel.")
     folder = Path(root).expanduser().resolve()
     try:
-        held_out = _held_out(folder)
+        beside = [name for name in ("test", "val", "valid") if (folder / "train").is_dir() and (folder / name).is_dir()]
         files = _scan(folder)
     except OSError as error:
         raise ValueError(f"data.root '{root}' is not a folder that can be read ({error}); give another one.") from error
+    held_out = beside[0] if beside else None
     train, test = split(list(files), held_out)
     if not train or not test:
         raise ValueError(
@@ -90,20 +91,11 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
 def split(names: list[str], held_out: str | None) -> tuple[list[str], list[str]]:
     """Which images train and which test: a function of nothing but their sorted relative paths.
 
-    Args:
-        names: relative paths, sorted.
-        held_out: the folder of test images beside `train`; None where there is no such pair.
+    `held_out` is the folder of test images beside `train`; None where there is no such pair.
     """
     if held_out is None:
         return [name for at, name in enumerate(names) if at % 10 != 9], names[9::10]
     return [name for name in names if name.startswith("train/")], [n for n in names if n.startswith(f"{held_out}/")]
-
-
-def _held_out(root: Path) -> str | None:
-    """The first of `test`, `val` and `valid` that lies beside `train`."""
-    if not (root / "train").is_dir():
-        return None
-    return next((name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
 
 
 def _scan(root: Path) -> dict[str, tuple[int, int]]:

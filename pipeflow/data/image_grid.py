@@ -38,12 +38,7 @@ def draw_sheet(blocks: Sequence[Sequence[Tensor]], levels: int) -> Tensor:
 
 
 def sheet_png(images: Tensor | Sequence[Sequence[Tensor]], levels: int) -> bytes:
-    """A sheet as a PNG.
-
-    Args:
-        images: (B, C, H, W) uint8, or blocks as `draw_sheet` takes them.
-        levels: number of values of a stored pixel; the highest is drawn white.
-    """
+    """A sheet as a PNG, of images (B, C, H, W) uint8, or of blocks as `draw_sheet` takes them."""
     stream = BytesIO()
     save_image(draw_sheet([[images]] if isinstance(images, Tensor) else images, levels), stream, "png")
     return stream.getvalue()

@@ -23,12 +23,14 @@ class Points:
     Attributes:
         shape: of a point, such as (D,).
         levels: 0, for numbers that are real.
-        n: 1, whose logarithm is the constant of dequantisation.
+        n: 1, since there is nothing to dequantise.
+        nats: 0, the constant of dequantisation.
     """
 
     shape: tuple[int, ...]
     levels: ClassVar[int] = 0
     n: ClassVar[int] = 1
+    nats: ClassVar[float] = 0.0
 
     @property
     def dims(self) -> int:
@@ -65,9 +67,9 @@ Space = Pixels | Points
 """What the data look like: whole-numbered images or real-valued points."""
 
 
-def space(event: list[int], levels: int, bits: int) -> Space:
-    """What a manifest says of the data: shape, values of a stored pixel (0 for points), bits of it that are kept."""
+def space(event: list[int], levels: int, bits: int, noise: float | None = None) -> Space:
+    """What a manifest says of the data: shape, values of a stored pixel (0 for points), bits of it, Gaussian noise."""
     if not levels:
         return Points(tuple(event))
     channels, height, width = event
-    return Pixels((channels, height, width), levels, bits)
+    return Pixels((channels, height, width), levels, bits, noise)

@@ -10,6 +10,7 @@ import fcntl
 import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,9 @@ from .image_decoding import Images
 
 
 class Published(NamedTuple):
-    """A data set as it was published.
+    """A data set as it was published: torchvision's class, sides in pixels, channels, number of training images.
 
-    Attributes:
-        kind: torchvision's class.
-        size: height and width in pixels.
-        channels: of an image.
-        train: number of training images.
-        files: that hold it, below data.root.
+    `files` are those that hold it, below data.root.
     """
 
     kind: str
@@ -36,25 +32,19 @@ class Published(NamedTuple):
     files: str
 
 
+_CIFAR10 = "cifar-10-batches-py/{data_batch_1,…,data_batch_5,test_batch,batches.meta}"
+_IDX = "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 PUBLISHED = {
-    "cifar10": Published(
-        "CIFAR10", 32, 3, 50_000, "cifar-10-batches-py/{data_batch_1,…,data_batch_5,test_batch,batches.meta}"
-    ),
+    "cifar10": Published("CIFAR10", 32, 3, 50_000, _CIFAR10),
     "cifar100": Published("CIFAR100", 32, 3, 50_000, "cifar-100-python/{train,test,meta}"),
-    "mnist": Published("MNIST", 28, 1, 60_000, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
-    "fashion_mnist": Published(
-        "FashionMNIST", 28, 1, 60_000, "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
-    ),
+    "mnist": Published("MNIST", 28, 1, 60_000, _IDX),
+    "fashion_mnist": Published("FashionMNIST", 28, 1, 60_000, f"Fashion{_IDX}"),
     "svhn": Published("SVHN", 32, 3, 73_257, "{train,test}_32x32.mat"),
 }
 
 
 def load_published(name: str, root: str) -> tuple[Images, Images]:
-    """Reads a data set's files, which are downloaded first where they are missing.
-
-    Args:
-        name: a key of PUBLISHED.
-        root: the directory that holds the files or is to hold them.
+    """Reads a data set's files in `root`, which are downloaded first where they are missing.
 
     Returns:
         (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C).
@@ -80,7 +70,7 @@ def load_published(name: str, root: str) -> tuple[Images, Images]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Any:
+def _alone(folder: Path) -> Iterator[None]:
     """Lets one process at a time in; the later ones find what the first has downloaded."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)

@@ -11,7 +11,7 @@ from .grid import grid, owners
 from .heartbeat import EVERYONE, Pulse, last_sign
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
-from .process_settings import intra_op_threads, prepare_process
+from .process_settings import deterministic_kernels, intra_op_threads, prepare_process
 from .process_world import open_world
 from .settings import WIRES, ParallelConfig, bytes_per_image
 from .socket_counters import totals
@@ -34,6 +34,7 @@ __all__ = [
     "blame",
     "bytes_per_image",
     "choose_device",
+    "deterministic_kernels",
     "equalise",
     "full_tensor",
     "grid",

@@ -21,11 +21,14 @@ def average_gradients(world: World, module: nn.Module, members: Members) -> nn.M
     """The module with gradients averaged over all processes, or over the replicas of this process's parts.
 
     They must hold equal weights already. Where there is one process only, the module itself.
+
+    Raises:
+        LostError: another process did not answer.
     """
     if (world.size if members == "everyone" else world.grid.replicas) == 1:
         return module
     devices = [world.device.index] if world.device.type == "cuda" else None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), others_answer(world.pulse, "the processes did not compare their weights"):
         # Newer versions of PyTorch rename broadcast_buffers; the oldest that we support knows no other name.
         warnings.simplefilter("ignore", FutureWarning)
         return nn.parallel.DistributedDataParallel(

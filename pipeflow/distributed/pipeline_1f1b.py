@@ -121,6 +121,7 @@ class Engine:
         self.first, self.last = number == 0, number == stages - 1
         self._target = torch.zeros(batch, device=world.device)  # a loss function must have one
         group = world.group("chain")
+        world.group("everyone")  # is opened here, by all processes, and used by `settle`
         with self._answered():
             # NCCL opens a communicator when all of its processes first use it, which those of a pipeline do one by one.
             dist.all_reduce(torch.zeros(1, device=world.device), group=group)

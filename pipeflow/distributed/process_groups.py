@@ -17,27 +17,27 @@ _CONTROL_TIMEOUT = timedelta(days=30)
 
 
 class ProcessGroups:
-    """The groups that a process is in, and one for control messages, the default group.
+    """The groups that a process is in, beside the default one, which carries control messages over gloo.
 
-    All of them are opened here, in one order by all processes: opened on first use they can deadlock.
+    Those for training by parts, of neighbours and of replicas, are opened here, in one order by all processes. Those of
+    a whole chain and of everyone cost time and memory over NCCL, where they are opened when all processes first ask for
+    them, at one point of an end-to-end phase; opened one by one when a process happens to need them they could
+    deadlock. Over gloo they are opened here, everyone's first: PyTorch numbers groups, and its DTensors remember the
+    number that the group of these ranks had in an earlier world. There are no groups of one process.
 
     Args:
         here: this process among the others.
         config: for the time-out.
-        backend: "gloo" or "nccl"; control messages use gloo always.
-        store: where the processes tell each other their addresses.
+        backend: "gloo" or "nccl".
     """
 
-    def __init__(self, here: Topology, config: ParallelConfig, backend: str, store: Store) -> None:
-        self._rank, self._backend, self._timeout = here.rank, backend, timedelta(seconds=config.timeout_s)
-        dist.init_process_group("gloo", store=store, rank=here.rank, world_size=here.size, timeout=_CONTROL_TIMEOUT)
-        chains = [here.grid.chain(replica) for replica in range(here.grid.replicas)]
-        self._by_members: dict[Members, Any] = {
-            "everyone": self._open([list(range(here.size))]),
-            "chain": self._open(chains),
-            "replicas": self._open([here.grid.peers(stage) for stage in range(here.grid.stages)]),
-        }
-        owners = [here.grid.owner(replica) for replica in range(len(chains))]
+    def __init__(self, here: Topology, config: ParallelConfig, backend: str) -> None:
+        self._here, self._backend, self._timeout = here, backend, _timeout(config, backend)
+        self._opened: dict[str, Any] = {}
+        eager: tuple[Members, ...] = ("everyone", "chain", "replicas") if backend == "gloo" else ("replicas",)
+        for members in eager:
+            self.of(members)
+        owners = [here.grid.owner(replica) for replica in range(here.grid.replicas)]
         self._edges = {
             border: self._open([[owner[border], owner[border + 1]] for owner in owners])
             for border, (before, after) in enumerate(pairwise(here.owner))
@@ -45,14 +45,41 @@ class ProcessGroups:
         }
 
     def of(self, members: Members) -> Any:
-        """The group of these members."""
-        return self._by_members[members]
+        """The group of these members; all processes must ask for it at the same point when they first do."""
+        grid = self._here.grid
+        groups = {
+            "everyone": [list(range(grid.size))],
+            "chain": [grid.chain(replica) for replica in range(grid.replicas)],
+            "replicas": [grid.peers(stage) for stage in range(grid.stages)],
+        }[members]
+        if (ranks := str(groups)) not in self._opened:  # of two names for the same processes one group is opened
+            self._opened[ranks] = self._open(groups)
+        return self._opened[ranks]
 
     def edge(self, border: int) -> Any:
         """The group of the two processes around a border of this chain, counted from 0; None within a process."""
         return self._edges.get(border)
 
     def _open(self, groups: list[list[int]]) -> Any:
-        """Opens groups of ranks; returns the one that this process is in, or None."""
-        made = [dist.new_group(ranks, backend=self._backend, timeout=self._timeout) for ranks in groups]
-        return next((group for ranks, group in zip(groups, made, strict=True) if self._rank in ranks), None)
+        """Opens groups of ranks, those of several; returns the one that this process is in, or None."""
+        several = [ranks for ranks in groups if len(ranks) > 1]
+        made = [dist.new_group(ranks, backend=self._backend, timeout=self._timeout) for ranks in several]
+        return next((group for ranks, group in zip(several, made, strict=True) if self._here.rank in ranks), None)
+
+
+def open_control_group(rank: int, size: int, store: Store) -> None:
+    """Opens the default group, of all processes; they tell each other their addresses in the store."""
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_CONTROL_TIMEOUT)
+
+
+def _timeout(config: ParallelConfig, backend: str) -> timedelta:
+    """After which a transport gives up by itself.
+
+    gloo counts from when a process begins to wait, and raises an error. NCCL counts from when a transfer was posted,
+    and ends the process before a word is said; so it only guards against what nobody else sees. A send is waited for
+    after up to `depth` more batches, a receive after one: each may take as long as a process may compute unsuspected,
+    and then the wait itself.
+    """
+    if backend == "gloo":
+        return timedelta(seconds=config.timeout_s)
+    return timedelta(seconds=(config.depth + 2) * (config.timeout_s + 10 * config.heartbeat_s))

@@ -13,10 +13,10 @@ from ..errors import NoReturnError
 from .device import choose_backend
 from .heartbeat import EVERYONE
 from .key_value import KeyValueStore
-from .process_groups import ProcessGroups
+from .process_groups import ProcessGroups, open_control_group
 from .rendezvous import meet
 from .settings import ParallelConfig
-from .transport_errors import lost_error
+from .transport_errors import lost_error, others_answer
 from .world import Members, ResumePoint, World
 
 _START_TIMEOUT = timedelta(minutes=10)
@@ -31,7 +31,7 @@ class ProcessWorld(World):
 
     def __init__(self, config: ParallelConfig, parts: int, device: str, init_method: str) -> None:
         super().__init__(config, parts, device, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        self.backend = choose_backend(config, self.device)
+        self.backend = "gloo"
         self._base, _, _ = next(rendezvous(init_method, self.rank, self.size))
         self._store_name = ""
         self._groups: ProcessGroups | None = None
@@ -47,8 +47,9 @@ class ProcessWorld(World):
         except (TimeoutError, RuntimeError) as error:
             raise lost_error(f"rank {self.rank} did not meet the others", error, kind=NoReturnError) from error
         try:
-            store = PrefixStore("control", PrefixStore(name, self._base))
-            self._groups = ProcessGroups(self, self.config, self.backend, store)
+            open_control_group(self.rank, self.size, PrefixStore("control", PrefixStore(name, self._base)))
+            self.backend = self._agree_on_backend()
+            self._groups = ProcessGroups(self, self.config, self.backend)
         except RuntimeError as error:
             raise lost_error("the processes could not connect", error) from error
         everyone = self.gather([self._store_name, waits_at])
@@ -62,6 +63,16 @@ class ProcessWorld(World):
             points = " and ".join(str(point) for point in sorted({point for _, point in before}))
             raise NoReturnError(f"the processes cannot go on together: they wait at {points}")
         return next(iter(before))[1] if before else None
+
+    def _agree_on_backend(self) -> str:
+        """The backend of all processes: a host without a GPU for each of its own would else open groups alone.
+
+        Raises:
+            ValueError: in every process, if they were told different ones, or one of them cannot do as it was told.
+        """
+        self.agree("parallel.backend", self.config.backend)
+        choices = self.gather(self.everywhere(lambda: choose_backend(self.config, self.device)))
+        return "gloo" if "gloo" in choices else str(choices[0])
 
     def rejoin(self, waits_at: ResumePoint) -> None:
         self.close()
@@ -91,7 +102,10 @@ class ProcessWorld(World):
         return self._groups.edge(border) if self._groups else None
 
     def group(self, members: Members) -> Any:
-        return self._groups.of(members) if self._groups else None
+        if self._groups is None:
+            return None
+        with others_answer(self.pulse, "the processes could not connect"):
+            return self._groups.of(members)
 
     @property
     def staged(self) -> bool:

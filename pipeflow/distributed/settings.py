@@ -16,7 +16,7 @@ class ParallelConfig:
     """How parts are spread over processes.
 
     Attributes:
-        backend: of the links and of DDP; "auto" takes NCCL where every process has a GPU of its own, else gloo.
+        backend: of the links and of DDP, in all processes; "auto" takes NCCL if each has a GPU of its own, else gloo.
         depth: packets in flight over a border before the sender waits.
         micro_batches: packets per batch. Each goes forward, is sent on and goes backward before the next, and a part
             updates after the last, so that its activations take the memory of one packet. Sizes differ by at most one

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
 
 from ..errors import LostError
@@ -24,7 +25,13 @@ def lost_error(
         error: its words are kept, its source lines and advice are not.
         rank: of the other process, where it is known.
         kind: LostError or a kind of it.
+
+    Raises:
+        torch.AcceleratorError, torch.OutOfMemoryError: the error itself, where it is this process's own device. Both
+            are RuntimeErrors as the transports' are, and an asynchronous one surfaces in whatever comes next.
     """
+    if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
+        raise error
     words = re.sub(r"\[[^\]]*\.cc:\d+\]\s*|\. This is typically.*", "", " ".join(str(error).split()))
     timed_out = bool(re.search("timed out|timeout", words, re.IGNORECASE))
     return kind(f"{sentence}: {words}" if words else sentence, rank, timed_out)
@@ -41,6 +48,7 @@ def others_answer(pulse: Pulse, sentence: str, rank: int = EVERYONE) -> Iterator
         with pulse.waiting(rank):
             yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or re.search(r"gloo/|ncclRemoteError", str(error)):
+        # A DistError is raised by NCCL's older backend, a plain RuntimeError ("NCCL Async Error: …") by the newer one.
+        if isinstance(error, dist.DistError) or re.search("gloo/|nccl|NCCL", str(error)):
             raise lost_error(sentence, error, None if rank == EVERYONE else rank) from error
         raise

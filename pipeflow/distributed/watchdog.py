@@ -26,7 +26,8 @@ class Watch:
     """Runs beside the loop, from `with` to its end.
 
     SIGTERM and SIGUSR1 ask all processes to stop at the next batch. A process that gives no sign of life for `MISSED`
-    heartbeats, or computes without getting anything done for longer than a packet may take, ends the run, by force.
+    heartbeats, or computes without getting anything done for longer than a packet may take, ends the run, by force; so
+    does it if all processes wait for each other for so long.
 
     Args:
         world: the processes.

@@ -155,7 +155,10 @@ class World(Topology):
         return None
 
     def group(self, members: Members) -> Any:
-        """A group of `torch.distributed`; None in a world of one process."""
+        """A group of `torch.distributed`; None in a world of one process, and of replicas where there is one.
+
+        "everyone" and "chain" are opened when first asked for: all processes must then do so at the same point.
+        """
         return None
 
     @property

@@ -4,10 +4,13 @@ Two classes of one map. `torch.linalg.slogdet` of a C×C matrix is slow on GPUs 
 form turns the log-determinant into a sum and can never become singular.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .chain import stacked
 from .step import Step
 
 
@@ -18,36 +21,61 @@ def _random_rotation(channels: int) -> Tensor:
     return q * r.diagonal().sign()
 
 
-def by_matmul(weight: Tensor, z: Tensor) -> Tensor:
-    """weight (O, C) at every pixel of z (B, C, H, W), by a matrix product, which a GPU never rounds to TF32 here."""
-    return torch.matmul(weight, z.flatten(2)).view(len(z), len(weight), *z.shape[2:])
-
-
-def _at_every_pixel(weight: Tensor, z: Tensor) -> Tensor:
+def at_every_pixel(weight: Tensor, z: Tensor, bias: Tensor | None = None) -> Tensor:
+    """weight (O, C) at every pixel of z (B, C, H, W), plus bias (O,)."""
     # cuDNN's convolutions may use TF32 (model/precision.py), and what goes through them comes back inexactly.
-    return by_matmul(weight, z) if z.is_cuda else F.conv2d(z, weight[:, :, None, None])
+    return by_matmul(weight, z, bias) if z.is_cuda else F.conv2d(z, weight[:, :, None, None], bias)
 
 
-class _Conv1x1(Step):
+def by_matmul(weight: Tensor, z: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same by a matrix product, which a GPU never rounds to TF32 here."""
+    # Expanded by hand: `matmul` would copy what goes in and what comes out wherever the weight asks for a gradient.
+    weights, flat = weight.expand(len(z), -1, -1), z.flatten(2)
+    out = torch.bmm(weights, flat) if bias is None else torch.baddbmm(bias[:, None], weights, flat)
+    return out.view(len(z), len(weight), *z.shape[2:])
+
+
+def inverses(matrices: Tensor) -> Tensor:
+    """Inverses of (n, C, C), float64."""
+    # Inverted in float64: a rounding error here is repeated at every pixel of every later step. `inv` would ask the
+    # device whether that worked, and wait; where it did not, log|det| is not finite either.
+    inverse: Tensor = torch.linalg.inv_ex(matrices.double()).inverse
+    return inverse
+
+
+class Conv1x1(Step):
     """z'[:, :, i, j] = W z[:, :, i, j]; log|det| = H·W·log|det W|."""
 
-    def weight_and_log_det(self) -> tuple[Tensor, Tensor]:
+    @classmethod
+    def matrices(cls, convs: Sequence["Conv1x1"], log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """M = W·diag(exp(log_scale)) and log|det M| of n convolutions of this class and of equal size.
+
+        Args:
+            convs: n of them.
+            log_scale: (n, C).
+
+        Returns:
+            (n, C, C) and (n,).
+        """
         raise NotImplementedError
+
+    def weight_and_log_det(self) -> tuple[Tensor, Tensor]:
+        """W (C, C) and log|det W|, a scalar."""
+        weight = next(self.parameters())
+        matrices, log_dets = self.matrices([self], weight.new_zeros(1, weight.shape[0]))
+        return matrices[0], log_dets[0]
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         weight, log_det = self.weight_and_log_det()
-        out = _at_every_pixel(weight, z)
+        out = at_every_pixel(weight, z)
         return out, z.new_zeros(len(z)) + log_det * (z.shape[2] * z.shape[3])
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
         weight, _ = self.weight_and_log_det()
-        # Inverted in float64: a rounding error here is repeated at every pixel of every later step. `inv` would ask the
-        # device whether that worked, and wait; where it did not, log|det| is not finite either.
-        inverse = torch.linalg.inv_ex(weight.double()).inverse.to(z.dtype)
-        return _at_every_pixel(inverse, z)
+        return at_every_pixel(inverses(weight[None])[0].to(z.dtype), z)
 
 
-class PlainConv1x1(_Conv1x1):
+class PlainConv1x1(Conv1x1):
     """W as it is, started as a random rotation (Kingma and Dhariwal, "Glow", 2018, §3.2).
 
     Args:
@@ -58,14 +86,16 @@ class PlainConv1x1(_Conv1x1):
         super().__init__()
         self.matrix = nn.Parameter(_random_rotation(channels).float())
 
-    def weight_and_log_det(self) -> tuple[Tensor, Tensor]:
-        return self.matrix, torch.linalg.slogdet(self.matrix)[1]
+    @classmethod
+    def matrices(cls, convs: Sequence[Conv1x1], log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        weights = stacked(convs, "matrix")
+        return weights * log_scale.exp()[:, None], torch.linalg.slogdet(weights)[1] + log_scale.sum(1)
 
     def extra_repr(self) -> str:
         return f"{len(self.matrix)} channels, plain"
 
 
-class LUConv1x1(_Conv1x1):
+class LUConv1x1(Conv1x1):
     """W = P · L · (U + diag(sign · exp(log_diagonal))), P fixed (Kingma and Dhariwal, "Glow", 2018, equation 10).
 
     Args:
@@ -85,11 +115,13 @@ class LUConv1x1(_Conv1x1):
         self.upper = nn.Parameter(upper.triu(1).float())
         self.log_diagonal = nn.Parameter(diagonal.abs().log().float())
 
-    def weight_and_log_det(self) -> tuple[Tensor, Tensor]:
-        one = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + one
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
-        return self.permutation @ lower @ upper, self.log_diagonal.sum()
+    @classmethod
+    def matrices(cls, convs: Sequence[Conv1x1], log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        permutation, log_diagonal = stacked(convs, "permutation"), stacked(convs, "log_diagonal") + log_scale
+        lower = torch.baddbmm(permutation, permutation, stacked(convs, "lower").tril(-1))
+        upper = stacked(convs, "upper").triu(1) * log_scale.exp()[:, None]
+        diagonal = stacked(convs, "sign") * log_diagonal.exp()
+        return torch.baddbmm(lower * diagonal[:, None], lower, upper), log_diagonal.sum(1)
 
     def extra_repr(self) -> str:
         return f"{len(self.sign)} channels, LU"

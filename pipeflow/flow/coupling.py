@@ -3,11 +3,17 @@
 The network may be anything, since it is never inverted: here is a Glow's capacity, and nearly all of its time.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .step import Step
+from . import matrix_network
+from .chain import for_each, stacked
+from .fused import affine, on_gpu
+from .step import Step, Weights
 
 
 class ZeroConv2d(nn.Module):
@@ -29,18 +35,77 @@ class ZeroConv2d(nn.Module):
         return out * (3 * self.log_gain).exp()
 
 
-def coupling_network(channels_in: int, channels_out: int, hidden: int) -> nn.Sequential:
-    """3×3 → 1×1 → 3×3 convolutions with `hidden` channels between; the last starts at zero, so the step at identity."""
-    return nn.Sequential(
-        nn.Conv2d(channels_in, hidden, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 1),
-        nn.ReLU(),
-        ZeroConv2d(hidden, channels_out),
-    )
+class CouplingNetwork(nn.Sequential):
+    """3×3 → 1×1 → 3×3 convolutions with `hidden` channels between; the last starts at zero, so the step at identity.
+
+    Args:
+        channels_in, channels_out: of (B, channels, H, W) → (B, channels_out, H, W).
+        hidden: channels between.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, hidden: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 1),
+            nn.ReLU(),
+            ZeroConv2d(hidden, channels_out),
+        )
+        self.hidden = hidden
+
+    def forward(self, z: Tensor, weights: Weights = ()) -> Tensor:
+        """What the last convolution gives, without its gain; `weights` are those of `convolutions`, made beforehand."""
+        if weights and weights[0].dim() == 2:
+            return matrix_network.network(z, *weights)
+        first, first_bias, middle, middle_bias, last, last_bias = weights or self._tensors()
+        hidden = F.relu(F.conv2d(z, first, first_bias, padding=1))
+        hidden = F.relu(F.conv2d(hidden, middle, middle_bias))
+        return F.conv2d(hidden, last, last_bias, padding=1)
+
+    @staticmethod
+    def gains(networks: Sequence["CouplingNetwork"]) -> Tensor:
+        """What the outputs of n networks are multiplied by, (n, channels_out)."""
+        return (3 * stacked([network[4] for network in networks], "log_gain").flatten(1)).exp()
+
+    @staticmethod
+    def convolutions(networks: Sequence["CouplingNetwork"], dtype: torch.dtype, channels_last: bool) -> list[Weights]:
+        """Weights and biases of n networks as they compute with them: each kind converted in one piece.
+
+        In half precision with channels last a GPU takes them as matrices (matrix_network.py).
+        """
+        kinds, each = [], [network._tensors() for network in networks]
+        if channels_last and dtype.itemsize == 2 and on_gpu(each[0][0]):
+            return matrix_network.rows_of(each, dtype)
+        for tensors in zip(*each, strict=True):
+            together = _Converted.apply(dtype, channels_last and tensors[0].dim() == 4, torch.cat(tensors))
+            kinds.append(together.split(len(tensors[0])))
+        return list(zip(*kinds, strict=True))
+
+    def _tensors(self) -> Weights:
+        first, _, middle, _, last = self
+        return tuple(getattr(conv, kind) for conv in (first, middle, last.conv) for kind in ("weight", "bias"))
 
 
-class _Coupling(Step):
+class _Converted(torch.autograd.Function):
+    """A tensor in another precision and layout; its gradient as the tensor lay, in one kernel like the way there."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(dtype: torch.dtype, channels_last: bool, tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return tensor.to(dtype, memory_format=layout, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.dtype = inputs[2].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, grad.to(ctx.dtype, memory_format=torch.contiguous_format)
+
+
+class Coupling(Step):
     """z_a stays, z_b is moved by what a network makes of z_a.
 
     Args:
@@ -59,37 +124,45 @@ class _Coupling(Step):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.kept = channels - channels // 2
-        self.network = coupling_network(self.kept, self.numbers_a_channel * (channels - self.kept), hidden)
+        self.network = CouplingNetwork(self.kept, self.numbers_a_channel * (channels - self.kept), hidden)
+
+    @staticmethod
+    def prepare(couplings: Sequence["Coupling"], batch: int) -> list[Weights]:
+        """What `move` needs of the parameters of n couplings of one size and precision: gains (B, …), convolutions."""
+        first, networks = couplings[0], [coupling.network for coupling in couplings]
+        gains = for_each(CouplingNetwork.gains(networks), batch)
+        if first.autocast is None and not first.channels_last:
+            return [(gain,) for gain in gains]
+        dtype = first.autocast or gains[0].dtype
+        convolutions = CouplingNetwork.convolutions(networks, dtype, first.channels_last)
+        return [(gain, *tensors) for gain, tensors in zip(gains, convolutions, strict=True)]
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        z_b, dlogp = self._move(z_b, self._given(z_a))
-        return torch.cat([z_a, z_b], 1), dlogp
+        seen = self._seen(z[:, : self.kept])
+        return self.move(z, seen, z.new_zeros(len(z)), self.prepare([self], len(z))[0])
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
-        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        return torch.cat([z_a, self._move_back(z_b, self._given(z_a))], 1)
+        return self.move_back(z, self.prepare([self], len(z))[0])
 
-    def _given(self, z_a: Tensor) -> Tensor:
-        if self.channels_last:
-            z_a = z_a.contiguous(memory_format=torch.channels_last)
-        if self.autocast is None:
-            given: Tensor = self.network(z_a)
-        else:
-            # No cache: each weight is used once, and a CUDA graph must not keep a cast that was made outside it.
-            with torch.autocast(z_a.device.type, self.autocast, cache_enabled=False):
-                given = self.network(z_a)
-            given = given.to(z_a.dtype)
-        return given.contiguous() if self.channels_last else given
-
-    def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    def move(self, z: Tensor, seen: Tensor, log_det: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        """z (B, C, H, W), and its first channels as the network takes them → z', dlogp + log_det (B,)."""
         raise NotImplementedError
+
+    def move_back(self, z: Tensor, weights: Weights) -> Tensor:
+        """z' → z."""
+        z_a, z_b = z[:, : self.kept], z[:, self.kept :]
+        raw = self.network(self._seen(z_a), weights[1:])
+        return torch.cat([z_a, self._move_back(z_b, raw * weights[0][:, :, None, None])], 1)
 
     def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _seen(self, z_a: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return z_a.to(self.autocast or z_a.dtype, memory_format=layout)
 
-class AffineCoupling(_Coupling):
+
+class AffineCoupling(Coupling):
     """z_b' = (z_b + shift) · σ(raw + 2) with (shift, raw) = network(z_a) (Kingma and Dhariwal, "Glow", 2018, table 1).
 
     Args:
@@ -99,17 +172,15 @@ class AffineCoupling(_Coupling):
 
     numbers_a_channel = 2
 
-    def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = given.chunk(2, 1)
-        log_scale = F.logsigmoid(raw + 2)
-        return (z_b + shift) * log_scale.exp(), log_scale.flatten(1).sum(1)
+    def move(self, z: Tensor, seen: Tensor, log_det: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        return affine(z, self.network(seen, weights[1:]), weights[0], log_det, self.kept)
 
     def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
         shift, raw = given.chunk(2, 1)
         return z_b * (-F.logsigmoid(raw + 2)).exp() - shift
 
 
-class AdditiveCoupling(_Coupling):
+class AdditiveCoupling(Coupling):
     """z_b' = z_b + network(z_a); log|det| = 0 (Dinh, Krueger and Bengio, "NICE", 2014, §3.2).
 
     Args:
@@ -119,8 +190,10 @@ class AdditiveCoupling(_Coupling):
 
     numbers_a_channel = 1
 
-    def _move(self, z_b: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        return z_b + given, z_b.new_zeros(len(z_b))
+    def move(self, z: Tensor, seen: Tensor, log_det: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        given = self.network(seen, weights[1:]) * weights[0][:, :, None, None]
+        z_a, z_b = torch.split(z, [self.kept, z.shape[1] - self.kept], 1)
+        return torch.cat([z_a, z_b + given], 1), log_det
 
     def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
         return z_b - given

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .actnorm import ActNorm
+from .chain import added, advance, prepare
 from .prior import StandardNormal
 from .step import Event, Step
 
@@ -39,11 +40,11 @@ class FlowPrior(StandardNormal):
         return cast(list[Step], list(self.steps))
 
     def log_prob(self, z: Tensor) -> Tensor:
-        logp = z.new_zeros(len(z))
-        for step in self.chain():
-            z, dlogp = step(z)
-            logp = logp + dlogp
-        return logp + super().log_prob(z)
+        steps, increments = self.chain(), []
+        for step, weights in zip(steps, prepare(steps, self.event, len(z)), strict=True):
+            z, dlogp = advance(step, z, weights)
+            increments.append(dlogp)
+        return added(super().log_prob(z), increments)
 
     def standardise(self, z: Tensor) -> Tensor:
         """z → eps, both (B, *event): the variables that leave the head, in order, then what leaves its last step."""

@@ -29,7 +29,7 @@ class StandardNormal(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(B, *event) → (B,), nats."""
-        return normal_log_prob(z, torch.zeros_like(z))
+        return normal_log_prob(z)
 
     def standardise(self, z: Tensor) -> Tensor:
         """z → eps, standard normal under this prior; both (B, *event)."""

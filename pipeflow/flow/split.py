@@ -9,9 +9,10 @@ from .coupling import ZeroConv2d
 from .step import Event, Step
 
 
-def normal_log_prob(eps: Tensor, log_sd: Tensor) -> Tensor:
+def normal_log_prob(eps: Tensor, log_sd: Tensor | None = None) -> Tensor:
     """log N of a variable with standardised value eps (B, …) and log standard deviation log_sd: (B,), nats."""
-    return (-0.5 * eps**2 - log_sd - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+    exponent = 0.5 * eps.square() if log_sd is None else torch.add(log_sd, eps.square(), alpha=0.5)
+    return -0.5 * math.log(2 * math.pi) * eps[0].numel() - exponent.flatten(1).sum(1)
 
 
 class Split(Step):
@@ -38,15 +39,19 @@ class Split(Step):
         return z_1, dlogp
 
     def encode(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z_1, z_2 = z[:, : self.kept], z[:, self.kept :]
-        mean, log_sd = self._mean_and_log_sd(z_1, z_2)
+        z_1, z_2 = torch.split(z, [self.kept, z.shape[1] - self.kept], 1)
+        if self.prior is None:
+            return z_1, normal_log_prob(z_2), z_2
+        mean, log_sd = self.prior(z_1).chunk(2, 1)
         eps = (z_2 - mean) * (-log_sd).exp()
         return z_1, normal_log_prob(eps, log_sd), eps
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
         if eps is None:
             raise ValueError("Split.inverse needs eps: what encode handed out, or a draw of shape eps_shape.")
-        mean, log_sd = self._mean_and_log_sd(z, eps)
+        if self.prior is None:
+            return torch.cat([z, eps], 1)
+        mean, log_sd = self.prior(z).chunk(2, 1)
         return torch.cat([z, mean + eps * log_sd.exp()], 1)
 
     def out_shape(self, event: Event) -> Event:
@@ -57,9 +62,3 @@ class Split(Step):
 
     def extra_repr(self) -> str:
         return f"{self.kept} channels go on, {'learned' if self.prior else 'standard normal'} prior"
-
-    def _mean_and_log_sd(self, z_1: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self.prior is None:
-            return torch.zeros_like(like), torch.zeros_like(like)
-        mean, log_sd = self.prior(z_1).chunk(2, 1)
-        return mean, log_sd

@@ -5,11 +5,14 @@ knows both but has no parameters to train, no data-dependent start and no factor
 package relies on these five methods only, so a step written by a user is as good as ours.
 """
 
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
 Event = tuple[int, ...]
+Weights = tuple[Tensor, ...]
+"""What one pass through a step needs of its parameters, made from them beforehand."""
 
 
 class Step(nn.Module):
@@ -48,3 +51,33 @@ class Step(nn.Module):
     def eps_shape(self, event: Event) -> Event | None:
         """Shape of the variable that leaves the flow here, for an input of shape `event`; None where nothing does."""
         return None
+
+
+class BatchedStep(Step):
+    """A step whose weights can be made together with those of other steps: a few kernels for all instead of each.
+
+    Before a chain of steps is gone through (chain.py), those of one class, group and latent shape are prepared in one
+    call, and each then gets its weights. They must be the same bits however many steps are prepared together.
+    """
+
+    def group(self) -> Hashable | None:
+        """Steps with equal groups are prepared together; one without, None, makes its weights itself."""
+        return None
+
+    @classmethod
+    def prepare(cls, steps: Sequence["BatchedStep"], event: Event, batch: int) -> list[Weights]:
+        """The weights of each step, differentiable in its parameters, for latents (batch, *event)."""
+        raise NotImplementedError(f"{cls.__name__} must define prepare.")
+
+    @classmethod
+    def prepare_inverse(cls, weights: Sequence[Weights]) -> list[Weights]:
+        """Weights of steps that were prepared together → what inverting each step needs."""
+        raise NotImplementedError(f"{cls.__name__} must define prepare_inverse.")
+
+    def forward(self, z: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
+        """As `Step.forward`; without weights, the step makes its own."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward.")
+
+    def inverse(self, z: Tensor, eps: Tensor | None = None, weights: Weights | None = None) -> Tensor:
+        """As `Step.inverse`; the weights are those of `prepare_inverse`."""
+        raise NotImplementedError(f"{type(self).__name__} must define inverse.")

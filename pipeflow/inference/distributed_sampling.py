@@ -6,7 +6,7 @@ the seed and of their position. While one process works on a batch, the process 
 """
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,19 +19,11 @@ from ..model import Flow, Maker, Truncated, build_parts
 from ..stream import Chain, upstream_links
 from .load import Source, check_user_flow, fill
 
-BATCH = 256
-"""Images that a process works on at a time."""
+BATCH = 256  # images that a process works on at a time
 
 
-@dataclass(frozen=True)
-class LocalParts:
-    """The parts of a trained flow that this process holds.
-
-    Attributes:
-        chain: the borders between the parts, over the processes.
-        slices: position → part with its prior, of this process.
-        data_space: what the images look like.
-    """
+class LocalParts(NamedTuple):
+    """The parts of a trained flow that this process holds, by position, and the borders between all of them."""
 
     chain: Chain
     slices: dict[int, Truncated]
@@ -41,20 +33,14 @@ class LocalParts:
 def load_local_parts(world: World, source: Source, flow: Maker | None = None) -> LocalParts:
     """Loads this process's parts of a trained flow, and nothing of the others; all processes must call it.
 
-    Args:
-        world: the processes, opened for as many parts as the flow has.
-        source: the checkpoint, whose files `locate` has checked.
-        flow: makes the steps, where they are those of a script's own flow.
-
-    Raises:
-        ValueError: in one process the checkpoint is damaged or another, or the flow is another.
-        LostError: another process is gone.
+    The world is open for as many parts as the flow has, and `locate` has checked the files of `source`. A ValueError
+    says in which process the checkpoint is damaged, or it or the flow another; a LostError, that a process is gone.
     """
     parts = source.config.cut.parts
     if parts != len(world.owner):
         raise ValueError(
             f"{source.directory} has {parts} parts, but a newer checkpoint that is damaged has {len(world.owner)}; to "
-            f"draw from this one, give it instead of the run."
+            "draw from this one, give it instead of the run."
         )
     contents = hashlib.sha256(str(sorted(source.manifest.files.items())).encode()).hexdigest()[:12]
     world.agree("the checkpoint", f"step {source.manifest.step} ({contents})")
@@ -80,12 +66,6 @@ def parts_of_one_process(world: World, flow: Flow) -> LocalParts:
 @torch.inference_mode()
 def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> list[Tensor]:
     """Draws the images that `Flow.sample(n, temperature, seed)` draws; all processes must call it.
-
-    Args:
-        local: this process's parts of the flow.
-        n: how many images.
-        temperatures: the same latents are scaled by each of them.
-        seed: of the draw.
 
     Returns:
         In the first process, for each temperature uint8 images (n, C, H, W) on the CPU; empty in the others.
@@ -116,17 +96,9 @@ def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> lis
 
 
 def _invert(local: LocalParts, received: Tensor | None, temperature: float, index: Tensor, seed: int) -> Tensor:
-    """Inverts the parts of this process.
+    """Latents (B, *event) before the first part of this process, float32, of the images numbered `index` (B,).
 
-    Args:
-        local: the parts.
-        received: latents (B, *event) after the last of them; None where it is the flow's last part, and they are drawn.
-        temperature: standard deviation of what is drawn.
-        index: (B,) numbers of the images.
-        seed: of the draw.
-
-    Returns:
-        Latents (B, *event) before the first part of this process, float32.
+    `received` are those after its last part; None where it is the flow's last part, and they are drawn.
     """
 
     def eps(position: int, shape: tuple[int, ...]) -> Tensor:

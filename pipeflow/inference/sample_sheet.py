@@ -1,10 +1,15 @@
-"""The picture that `python -m pipeflow.sample` writes: what a flow draws, or what it makes of test images.
+"""What `python -m pipeflow.sample` takes, and the picture that it writes: what a flow draws, or makes of test images.
 
 A notebook calls the functions of pictures.py and `pipeflow.data.save_sheet` itself.
 """
 
-from argparse import Namespace
-from dataclasses import dataclass, replace
+import math
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +18,16 @@ from torch import Tensor
 from ..data import Images, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker
+from ..storage import MANIFEST
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
-from .held_out_images import held_out_images
 from .load import Source, Trained, load, locate, locate_together, read
 from .pictures import difference, interpolate, reconstruct
 
 _ROW = 8
+_DEFAULTS = {"n": 64, "temperature": [0.7], "seed": 0}
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """Blocks of images as `save_sheet` takes them, the levels of a pixel, and in words what they show."""
 
     blocks: list[list[Tensor]]
@@ -30,12 +35,61 @@ class Sheet:
     shows: str
 
 
-def open_sampling_world(options: Namespace, init_method: str) -> World:
-    """The processes, at most one a part of the flow.
+def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Reads the command line, with "kind" ("grid", "each-part", "interpolate" or "reconstruct") and defaults added.
 
-    Raises:
-        ValueError: there is no run, or the number of processes does not fit.
+    A ValueError says which options do not go together, or which file must not be written.
     """
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="a run directory, a checkpoint, or an exported flow")
+    add("--out", type=Path, metavar="FILE.png", help="default: RUN/samples/<kind>.png")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--interpolate", nargs="*", type=int, metavar="I J", help="from test image I to J, and so on")
+    kinds.add_argument("--reconstruct", type=int, metavar="N", help="the first N test images above what comes back")
+    kinds.add_argument("--each-part", action="store_true", help="what the flow draws if it stops at each border")
+    add("--images", "--n", dest="n", metavar="N", type=int, help="how many images to draw (default: 64)")
+    add("--temperature", nargs="+", type=float, metavar="T", help="one or more (default: 0.7)")
+    add("--seed", type=int, help="of the draw (default: 0)")
+    add("--root", metavar="DIR", help="where the files of the run's test images are")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options = parser.parse_args(words)
+    given = (options.each_part, options.interpolate is not None, options.reconstruct is not None)
+    options.kind = dict(zip(given, ("each-part", "interpolate", "reconstruct"), strict=True)).get(True, "grid")
+    draws, exported = options.kind in ("grid", "each-part"), options.run.suffix == ".safetensors"
+    if options.kind != "grid" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"--{options.kind} runs in one process; only what the whole flow draws is drawn in several.")
+    if options.kind != "grid" and exported:
+        raise ValueError(f"{options.run} has no parts and no data, so --{options.kind} needs the run's directory.")
+    for name, value in _DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+        elif not draws:
+            raise ValueError(f"--{name} says what to draw, but --{options.kind} draws nothing; leave it out.")
+    if draws and options.root is not None:
+        raise ValueError("--root says where test images are; only --interpolate and --reconstruct look at them.")
+    for name in ("n", "reconstruct"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    for value in options.temperature:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"--temperature is {value:g}; it must be 0 or a positive number.")
+    if options.kind == "each-part" and len(options.temperature) > 1:
+        raise ValueError(f"--each-part takes one --temperature, not {len(options.temperature)}.")
+    if len(options.interpolate or []) % 2:
+        raise ValueError(f"--interpolate takes pairs of images, not {len(options.interpolate)} numbers.")
+    if options.out is None:
+        if exported or (options.run / MANIFEST).exists():
+            raise ValueError(f"{options.run} is no run directory; say where the picture goes with --out FILE.png.")
+        options.out = options.run / "samples" / f"{options.kind}.png"
+    if options.out.suffix != ".png":
+        raise ValueError(f"--out {options.out} must end in .png.")
+    if options.out.exists():
+        raise ValueError(f"{options.out} is there already, and is not written over; give another name with --out.")
+    return options
+
+
+def open_sampling_world(options: Namespace, init_method: str) -> World:
+    """The processes, at most one a part of the flow."""
     parts, threads = 1, 1
     if options.run.suffix != ".safetensors":
         config = locate(options.run, verify=False).config
@@ -49,14 +103,8 @@ def open_sampling_world(options: Namespace, init_method: str) -> World:
 def write_sheet(options: Namespace, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:
     """Makes the picture, writes it, and says what it shows; every process must call it.
 
-    Args:
-        options: of the command, completed.
-        world: the processes that `open_sampling_world` opened.
-        flow, data: of a script's own, those that the run was trained with.
-
-    Raises:
-        ValueError: a run, or data, that do not fit; or a file that cannot be written.
-        LostError: another process is gone.
+    `flow` and `data` are a script's own, those that the run was trained with. A ValueError says which run, data or file
+    does not fit; a LostError, that another process is gone.
     """
     source = None if options.run.suffix == ".safetensors" else locate_together(world, options.run)
     sheet = _draw(options, source, world, flow) if options.kind == "grid" else _look(options, source, world, flow, data)
@@ -90,7 +138,7 @@ def _look(options: Namespace, source: Source | None, world: World, flow: Maker |
     if options.kind == "each-part":
         return _each_part(options, trained)
     config = trained.config.data
-    images = held_out_images(trained, replace(config, root=options.root or config.root), data)
+    images = trained.held_out_images(replace(config, root=options.root or config.root), data)
     return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, images, world.device)
 
 
@@ -98,7 +146,7 @@ def _each_part(options: Namespace, trained: Trained) -> Sheet:
     temperature = options.temperature[0]
     parts = range(1, len(trained.slices) + 1)
     drawn = [trained.flow(part).sample(options.n, temperature, options.seed) for part in parts]
-    ends = ", ".join(f"behind part {part}" for part in parts)
+    ends = ", ".join(f"after part {part}" for part in parts)
     shows = (
         f"{len(drawn)} × {options.n} images, from top to bottom by the flow in {trained.directory} that stops {ends}"
         f"{_not_begun(trained)}, at temperature {temperature:g} (seed {options.seed})"

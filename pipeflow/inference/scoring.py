@@ -28,8 +28,7 @@ class TruncationScores:
     """A flow that stops after one of the parts, scored image by image.
 
     Attributes:
-        part: its last part, counted from 1.
-        flow_steps: how many flow steps it has.
+        part, flow_steps: its last part, counted from 1, and how many flow steps it has.
         model: whether that is all of them.
         bits_per_dim: (N,) float64, one figure an image, the mean over the draws of dequantisation noise.
         bound: (N,) float64, bits/dim as the importance-weighted bound of all draws has it; never above `bits_per_dim`,
@@ -45,18 +44,15 @@ class TruncationScores:
     @property
     def label(self) -> str:
         """How tables call it."""
-        return "model" if self.model else f"behind part {self.part} (after {self.flow_steps} flow steps)"
+        steps = f"{self.flow_steps} flow step{'s' * (self.flow_steps != 1)}"
+        return "model" if self.model else f"after part {self.part} ({steps})"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score` found, and with what.
+    """What `score` found of so many images, with a seed of the dequantisation noise and so many draws of it an image.
 
-    Attributes:
-        images: how many were scored.
-        seed: of the dequantisation noise.
-        samples: draws of it an image.
-        rows: for every part that has started to learn, in order, the flow that stops after it.
+    `rows`: for every part that has started to learn, in order, the flow that stops after it.
     """
 
     images: int
@@ -176,7 +172,7 @@ def _nats(slices: list[Truncated], images: Tensor, data_space: Space, seed: int,
 
 def _after_every_part(slices: list[Truncated], packet: Packet, data_space: Space) -> Tensor:
     """Log-likelihood after every part, (parts, B) nats, added up in float64: a packet's own sum is float32."""
-    logp = torch.full_like(packet.logp, -data_space.dims * math.log(data_space.n), dtype=torch.float64)
+    logp = torch.full_like(packet.logp, -data_space.nats, dtype=torch.float64)
     rows = []
     for piece in slices:
         packet, entries = piece.part.ledger(packet)

@@ -1,4 +1,4 @@
-"""What `python -m pipeflow.evaluate` prints and writes: bits/dim on held-out images, and how sure each figure is.
+"""What `python -m pipeflow.evaluate` takes, prints and writes: bits/dim on held-out images, and how sure they are.
 
 `result.json` has the means alone, of the run's own images and one draw of noise.
 """
@@ -6,20 +6,58 @@
 import io
 import json
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from ..data import DataConfig, Splits
+from ..data import DataConfig, SourceName, Splits
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker, set_tensor_cores
-from .held_out_images import held_out_images
 from .load import Trained, locate_together, read
 from .scoring import Scores, score, standard_error
-from .scoring_options import check_files
+
+
+def scoring_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Reads the command line; a ValueError where numbers are out of range, or options do not go together."""
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="a run directory, or RUN/checkpoints/step-<n>")
+    add("--seed", type=int, help="of the dequantisation noise (default: the run's own)")
+    add("--split", choices=("test", "validation"), default="test", help="of the run's own data (default: test)")
+    add("--samples", type=int, default=1, metavar="K", help="draws of noise an image (default: 1)")
+    add("--data", choices=get_args(SourceName), help="score the test split of this data set instead")
+    add("--root", metavar="DIR", help="where the files of the scored data set are")
+    add("--own-root", metavar="DIR", help="with --data and --histogram: where the run's own files are")
+    add("--batch", type=int, metavar="B", help="images at a time (default: as in training)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--histogram", type=Path, metavar="FILE.png", help="bits/dim by image; with --data of both sets")
+    add("--json", type=Path, metavar="FILE", help="everything that is printed, and more")
+    options = parser.parse_args(words)
+    for name in ("samples", "batch"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1.")
+    if options.split == "validation" and options.data:
+        raise ValueError("--split validation is of the run's own data; --data scores the test split of others.")
+    if options.own_root and not (options.data and options.histogram):
+        raise ValueError("--own-root only says where the second data set of a --histogram with --data is; use --root.")
+    return options
+
+
+def _check_files(table: Path | None, histogram: Path | None) -> None:
+    """A ValueError where a file that is asked for could not be written in the end."""
+    for name, file in (("json", table), ("histogram", histogram)):
+        if file and file.exists():
+            raise ValueError(f"--{name} {file} is there already, and is not written over; give another name.")
+        if file and not file.parent.is_dir():
+            raise ValueError(f"--{name} {file} cannot be written: {file.parent} is no directory.")
+    if histogram and histogram.suffix != ".png":
+        raise ValueError(f"--histogram {histogram} must end in .png.")
+    if histogram and histogram == table:
+        raise ValueError(f"--histogram and --json are both {table}; give two names.")
 
 
 def open_scoring_world(options: Namespace, init_method: str) -> World:
@@ -31,25 +69,19 @@ def open_scoring_world(options: Namespace, init_method: str) -> World:
 def report_scores(options: Namespace, world: World, flow: Maker | None = None, data: Splits | None = None) -> None:
     """Scores, prints, and writes what the options ask for; every process must call it.
 
-    Args:
-        options: of the command.
-        world: the processes, which share the images.
-        flow, data: of a script's own, those that the run was trained with.
-
-    Raises:
-        ValueError: a run, a data set or a file that does not fit.
-        LostError: another process is gone.
+    `flow` and `data` are a script's own, those that the run was trained with. A ValueError says which run, data set or
+    file does not fit; a LostError, that another process is gone.
     """
-    world.on_rank_0(lambda: check_files(options.json, options.histogram))
+    world.on_rank_0(lambda: _check_files(options.json, options.histogram))
     source = locate_together(world, options.run)
     trained = world.everywhere(lambda: read(source, flow))
-    set_tensor_cores(trained.config.precision)
+    set_tensor_cores(trained.config.precision, trained.config.flow)
     prepare_process(trained.config.parallel.threads, world.device)
     for piece in trained.slices:
         piece.to(world.device)
     splits = {
         label: world.rank_0_first(
-            partial(held_out_images, trained, config, data if config.name == "own" else None, options.split)
+            partial(trained.held_out_images, config, data if config.name == "own" else None, options.split)
         )
         for label, config in _data_sets(options, trained).items()
     }
@@ -61,9 +93,18 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
         found[label] = score(trained, images, options.seed, options.samples, options.batch, world)
         say(world, _table(trained, label, options.split, found[label]))
     if world.rank == 0 and options.json:
-        _write(options.json, (json.dumps(_about(options, world, trained, found), indent=2) + "\n").encode())
+        about = {
+            "run": str(options.run),
+            "checkpoint": str(trained.directory),
+            "step": trained.manifest.step,
+            "batch": options.batch or trained.config.data.batch,
+            "processes": world.size,
+            "device": world.device.type,
+            "results": [{"data": label, "split": options.split, **scores.as_dict()} for label, scores in found.items()],
+        }
+        _write(options.json, (json.dumps(about, indent=2) + "\n").encode())
     if world.rank == 0 and options.histogram:
-        _write(options.histogram, histogram(found, step, options.split))
+        _write(options.histogram, _histogram(found, step, options.split))
 
 
 def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
@@ -79,30 +120,15 @@ def _data_sets(options: Namespace, trained: Trained) -> dict[str, DataConfig]:
 
 def _table(trained: Trained, label: str, split: str, scores: Scores) -> str:
     images = bool(trained.data_space.levels)
-    draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of dequantisation noise (seed {scores.seed})"
+    noise = "Gaussian" if trained.config.noise else "dequantisation"
+    draws = f", {scores.samples} draw{'s' * (scores.samples > 1)} of {noise} noise (seed {scores.seed})"
     what = f"{scores.images} {split} {'images' if images else 'points'} of {label}{draws * images}"
-    return f"{trained.directory}: {what}\n{scores.table()}"
+    density = "" if trained.data_space.nats else "bits/dim are those of a density, not of discrete images\n"
+    return f"{trained.directory}: {what}\n{density}{scores.table()}"
 
 
-def _about(options: Namespace, world: World, trained: Trained, found: dict[str, Scores]) -> dict[str, object]:
-    """What the JSON file says."""
-    return {
-        "run": str(options.run),
-        "checkpoint": str(trained.directory),
-        "step": trained.manifest.step,
-        "batch": options.batch or trained.config.data.batch,
-        "processes": world.size,
-        "device": world.device.type,
-        "results": [{"data": label, "split": options.split, **scores.as_dict()} for label, scores in found.items()],
-    }
-
-
-def histogram(found: dict[str, Scores], step: str, split: str = "test") -> bytes:
-    """A PNG of the bits/dim by image of the model (or of the last truncation there is), a colour a data set.
-
-    Raises:
-        ValueError: no image has a finite bits/dim.
-    """
+def _histogram(found: dict[str, Scores], step: str, split: str) -> bytes:
+    """A PNG of the bits/dim by image of the model (or of the last truncation there is), a colour a data set."""
     from matplotlib.figure import Figure  # here, because nothing else needs it; without pyplot no window is opened
 
     rows = {name: scores.rows[-1] for name, scores in found.items()}

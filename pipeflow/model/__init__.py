@@ -1,30 +1,37 @@
-"""Glow, its cut into parts, and the objective that each part minimises."""
+"""The flows, their cut into parts, and the objective that each part minimises."""
 
 from .activations import NAMES, Activations, Compile, Drift, check_passage, make_passage
 from .build import ModelSettings, build, build_parts, provisional_prior, steps_of
 from .cut import CutConfig, HeadConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
+from .families import FAMILIES, Family, family_caution, family_cut, family_steps
 from .flow_model import Flow, Glow
 from .glow import GlowConfig, glow_steps
+from .jet import JetConfig
 from .precision import Layout, Precision, set_precision, set_tensor_cores
 from .slot_names import SLOT, averaged, is_average
+from .tarflow import TarFlowConfig
 from .truncated import Truncated, bits_per_dim, global_state
 from .user_flow import Maker, UserFlow, check_flow, check_name
 
 __all__ = [
+    "FAMILIES",
     "NAMES",
     "SLOT",
     "Activations",
     "Compile",
     "CutConfig",
     "Drift",
+    "Family",
     "Flow",
     "Glow",
     "GlowConfig",
     "HeadConfig",
+    "JetConfig",
     "Layout",
     "Maker",
     "ModelSettings",
     "Precision",
+    "TarFlowConfig",
     "Truncated",
     "UserFlow",
     "averaged",
@@ -36,6 +43,9 @@ __all__ = [
     "check_name",
     "check_passage",
     "cut_steps",
+    "family_caution",
+    "family_cut",
+    "family_steps",
     "flow_step_positions",
     "flow_steps_behind",
     "global_state",

@@ -7,6 +7,7 @@ is kept, however deep it is (Gomez et al., "The Reversible Residual Network", 20
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..flow import Packet, Step
+from ..flow import Packet, Step, Weights, added, advance, prepare, prepare_inverse
+from ..flow import invert as invert_step
 
 NAMES = ("drift", "relative_drift")
 
@@ -38,30 +40,27 @@ class Drift:
 
 Activations = Literal["keep", "checkpoint", "invert"]
 Compile = Literal["none", "steps", "part"]
-Advance = Callable[[Step, Tensor], tuple[Tensor, Tensor]]
+Advance = Callable[[Step, Tensor, Weights | None], tuple[Tensor, Tensor]]
 Passage = Callable[[Sequence[Step], Packet], Packet]
-
-
-def advance(step: Step, z: Tensor) -> tuple[Tensor, Tensor]:
-    """One step: z → z', dlogp."""
-    result: tuple[Tensor, Tensor] = step(z)
-    return result
 
 
 def keep(steps: Sequence[Step], given: Packet, advance: Advance = advance) -> Packet:
     """Autograd keeps what it needs: the fastest, and the most memory."""
     z, logp = given
-    for step in steps:
-        z, dlogp = advance(step, z)
-        logp = logp + dlogp
-    return Packet(z, logp)
+    increments = []
+    for step, weights in zip(steps, prepare(steps, tuple(z.shape[1:]), len(z)), strict=True):
+        z, dlogp = advance(step, z, weights)
+        increments.append(dlogp)
+    return Packet(z, added(logp, increments))
 
 
 def recompute(steps: Sequence[Step], given: Packet, advance: Advance = advance) -> Packet:
     """Keeps what enters each step, and goes through the step again in the backward pass: the same bits."""
 
-    def again(step: Step, z: Tensor) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = checkpoint(advance, step, z, use_reentrant=False, preserve_rng_state=False)
+    def again(step: Step, z: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = checkpoint(
+            advance, step, z, weights, use_reentrant=False, preserve_rng_state=False
+        )
         return result
 
     return keep(steps, given, again)
@@ -76,13 +75,19 @@ def invert(steps: Sequence[Step], given: Packet, advance: Advance = advance, dri
     """
     if not torch.is_grad_enabled():
         return keep(steps, given, advance)
-    parameters = [parameter for step in steps for parameter in step.parameters()]
-    z, logp = _Inverted.apply(tuple(steps), advance, drift, given.z, given.logp, *parameters)
+    prepared = prepare(steps, tuple(given.z.shape[1:]), len(given.z))
+    tensors = [tensor for step, weights in zip(steps, prepared, strict=True) for tensor in _learned(step, weights)]
+    z, logp = _Inverted.apply(tuple(steps), advance, drift, prepared, given.z, given.logp, *tensors)
     return Packet(z, logp)
 
 
+def _learned(step: Step, weights: Weights | None) -> list[Tensor]:
+    """What a step may have a gradient of."""
+    return [*step.parameters(), *(weights or ())]
+
+
 class _Inverted(torch.autograd.Function):
-    """(z, logp, parameters of all steps) → (z', logp')."""
+    """(z, logp, parameters and weights of all steps) → (z', logp')."""
 
     @staticmethod
     def forward(
@@ -90,56 +95,68 @@ class _Inverted(torch.autograd.Function):
         steps: tuple[Step, ...],
         advance: Advance,
         drift: Drift | None,
+        prepared: list[Weights | None],
         z: Tensor,
         logp: Tensor,
-        *parameters: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        entered = None if drift is None else z
+        entered, ctx.event = None if drift is None else z, tuple(z.shape[1:])
         left: list[Tensor | None] = []
-        for step in steps:
+        increments = []
+        for step, weights in zip(steps, prepared, strict=True):
             if type(step).encode is Step.encode:  # nothing leaves the flow here
-                z, dlogp = advance(step, z)
+                z, dlogp = advance(step, z, weights)
                 left.append(None)
             else:
                 z, dlogp, eps = step.encode(z)
                 left.append(eps)
-            logp = logp + dlogp
+            increments.append(dlogp)
         ctx.steps, ctx.advance, ctx.drift = steps, advance, drift
-        ctx.save_for_backward(entered, z, *left)
-        return z, logp
+        ctx.made = [None if weights is None else len(weights) for weights in prepared]
+        ctx.save_for_backward(entered, z, *left, *(tensor for weights in prepared for tensor in weights or ()))
+        return z, added(logp, increments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_logp: Tensor) -> tuple[Tensor | None, ...]:
         steps: tuple[Step, ...] = ctx.steps
-        entered, z, *left = ctx.saved_tensors
+        entered, z, *saved = ctx.saved_tensors
+        # Aliases outside the graph: what follows ends at the weights, and does not go on to where they come from.
+        left, made = (
+            saved[: len(steps)],
+            (one.view_as(one).requires_grad_(one.requires_grad) for one in saved[len(steps) :]),
+        )
+        prepared = [None if count is None else tuple(islice(made, count)) for count in ctx.made]
+        inverse = prepare_inverse(steps, prepared, ctx.event)
         found: list[Tensor | None] = []
         passed: Tensor | None = grad_z
         for number in reversed(range(len(steps))):
-            step = steps[number]
-            z = step.inverse(z, left[number]).requires_grad_(number > 0 or ctx.needs_input_grad[3])
+            step, weights = steps[number], prepared[number]
+            z = invert_step(step, z, left[number], inverse[number]).requires_grad_(
+                number > 0 or ctx.needs_input_grad[4]
+            )
             with torch.enable_grad():
-                out, dlogp = ctx.advance(step, z)
-            passed, gradients = _gradients(step, z, (out, dlogp), (passed, grad_logp))
+                out, dlogp = ctx.advance(step, z, weights)
+            passed, gradients = _gradients(_learned(step, weights), z, (out, dlogp), (passed, grad_logp))
             found[:0] = gradients
         if ctx.drift is not None:
             ctx.drift.take(entered, z)
-        return None, None, None, passed, grad_logp if ctx.needs_input_grad[4] else None, *found
+        return None, None, None, None, passed, grad_logp if ctx.needs_input_grad[5] else None, *found
 
 
 def _gradients(
-    step: Step, z: Tensor, outputs: tuple[Tensor, Tensor], given: tuple[Tensor | None, Tensor]
+    learned: list[Tensor], z: Tensor, outputs: tuple[Tensor, Tensor], given: tuple[Tensor | None, Tensor]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of what a step returned → of z, and of each of its parameters; None for those that ask for none."""
-    wanted = [z, *step.parameters()]
+    """Gradients of what a step returned → of z, and of each tensor in `learned`; None for those that ask for none."""
+    wanted = [z, *learned]
     asking = [tensor for tensor in wanted if tensor.requires_grad]
     pairs = [pair for pair in zip(outputs, given, strict=True) if pair[0].requires_grad]
     answers: tuple[Tensor | None, ...] = ()
     if asking and pairs:
         answers = torch.autograd.grad([o for o, _ in pairs], asking, [g for _, g in pairs], allow_unused=True)
     answer = iter(answers or [None] * len(asking))
-    of_z, *of_parameters = [next(answer) if tensor.requires_grad else None for tensor in wanted]
-    return of_z, of_parameters
+    of_z, *of_learned = [next(answer) if tensor.requires_grad else None for tensor in wanted]
+    return of_z, of_learned
 
 
 _PASSAGES: dict[str, Callable[..., Packet]] = {"keep": keep, "checkpoint": recompute, "invert": invert}
@@ -167,15 +184,26 @@ def make_passage(activations: Activations = "keep", compile: Compile = "none", d
     passage = _PASSAGES[activations] if drift is None else partial(invert, drift=drift)
     if compile == "none":
         return passage
+    if compile == "part":
+        return _compiled(keep)
+    graph = _compiled(advance)
+    return partial(passage, advance=lambda step, *given: (graph if step.place == "step" else advance)(step, *given))
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as graphs, one for each shape.
+
+    The compiler's settings belong to a thread, and on a GPU the backward pass has one of its own. So they are set where
+    they are used.
+    """
     import torch._dynamo  # takes a second, which only those pay who compile
 
-    # One code object meets every shape, with and without gradients; beyond this limit it would silently stay eager.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    if compile == "part":
-        return torch.compile(keep, dynamic=False)
-    return partial(passage, advance=_compiled_advance())
+    config, graph = torch._dynamo.config, torch.compile(function, dynamic=False)
 
+    def run(*arguments: Any) -> Any:
+        if config.recompile_limit < 64 or config.optimize_ddp:
+            config.recompile_limit = 64  # one code object meets every shape; beyond it, it would silently stay eager
+            config.optimize_ddp = False  # under DDP it would be split into a graph for each bucket of gradients
+        return graph(*arguments)
 
-def _compiled_advance() -> Advance:
-    graph = torch.compile(advance, dynamic=False)
-    return lambda step, z: graph(step, z) if step.place == "step" else advance(step, z)
+    return run

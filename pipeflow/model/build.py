@@ -9,8 +9,7 @@ import torch
 from ..data import Space
 from ..flow import Event, FlowPrior, StandardNormal, Step
 from .cut import CutConfig, flow_step_positions, scheme_cut
-from .glow import GlowConfig, glow_steps
-from .head import glow_head
+from .families import Family, family_head, family_steps
 from .precision import Layout, Precision, set_precision
 from .truncated import MakePrior, Truncated, truncate
 from .user_flow import Maker, UserFlow, check_name, own_steps
@@ -21,15 +20,15 @@ class ModelSettings:
     """What the model of a run depends on; `Config.model` takes it out of all settings.
 
     Attributes:
-        flow: "glow", or the name of a flow of the script's own.
-        glow: shape of the model, where it is a Glow.
+        flow: the name of a family of flows, or of a flow of the script's own.
+        family: shape of the model, where it is one of a family.
         cut: where the borders are; a balanced cut has become explicit.
         precision, layout: of the coupling networks.
         seed: of the initial weights.
     """
 
     flow: str
-    glow: GlowConfig
+    family: Family
     cut: CutConfig
     precision: Precision
     layout: Layout
@@ -40,10 +39,12 @@ def steps_of(settings: ModelSettings, pixels: Space, flow: Maker | None) -> list
     """The steps of the whole flow at their initial weights.
 
     Raises:
-        ValueError: a flow that is not a Glow is not there, or one is there that the settings do not name.
+        ValueError: a flow of a script's own is not there, or one is there that the settings do not name.
     """
     check_name(settings.flow, flow)
-    return glow_steps(settings.glow, pixels.shape, settings.seed) if flow is None else own_steps(flow, settings.seed)
+    return (
+        family_steps(settings.family, pixels.shape, settings.seed) if flow is None else own_steps(flow, settings.seed)
+    )
 
 
 def build(settings: ModelSettings, pixels: Space, flow: Maker | None = None) -> tuple[dict[int, Truncated], Truncated]:
@@ -76,9 +77,9 @@ def build_parts(
 def _cut_and_prepare(
     settings: ModelSettings, steps: list[Step], pixels: Space, flow: Maker | None
 ) -> tuple[dict[int, Truncated], Truncated]:
-    levels = 1 if flow else settings.glow.levels
-    at = scheme_cut(settings.cut, levels, len(flow_step_positions(steps)) // levels)
-    top_prior = "standard" if flow else settings.glow.top_prior
+    levels, each = (1, len(flow_step_positions(steps))) if flow else (settings.family.levels, settings.family.steps)
+    at = scheme_cut(settings.cut, levels, each)
+    top_prior = "standard" if flow else settings.family.top_prior
     slices, whole = truncate(steps, at, pixels.shape, top_prior, provisional_prior(settings, flow))
     for piece in (*slices, whole):
         set_precision(piece, settings.precision, settings.layout)
@@ -104,6 +105,6 @@ def provisional_prior(settings: ModelSettings, flow: Maker | None) -> str | Make
             torch.default_generator.manual_seed(1_000_003 * (settings.seed + 1) + border)
             if isinstance(flow, UserFlow):
                 return FlowPrior(flow.head(event), event)
-            return FlowPrior(glow_head(settings.glow, settings.cut.head, event, remaining), event)
+            return FlowPrior(family_head(settings.family, settings.cut.head, event, remaining), event)
 
     return make_prior

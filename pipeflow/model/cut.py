@@ -20,8 +20,8 @@ class HeadConfig:
     """The small flow behind a border (`cut.provisional_prior: flow`).
 
     Attributes:
-        steps: flow steps per level that remains of the model.
-        hidden: width of the coupling networks of a Glow's head; None takes half of the model's.
+        steps: flow steps per level that remains of the model; of a flow without levels, in all.
+        hidden: width of a head's networks; None takes half of the model's.
     """
 
     steps: AtLeast1 = 1
@@ -35,7 +35,8 @@ class CutConfig:
 
     Attributes:
         scheme: "by_blocks" (a border after each level), "across_blocks" (a border in the middle of each of the first
-            parts − 1 levels), "explicit" (`at`) or "balanced" (from measured step times; becomes explicit).
+            parts − 1 levels), both equal parts where a flow has no levels; "explicit" (`at`) or "balanced" (from
+            measured step times; becomes explicit).
         parts: number of parts; never taken from the number of processes.
         at: how many flow steps lie before each border; for "explicit" only.
         provisional_prior: prior of every part but the last: "standard" normal, a "learned" normal per channel, or a
@@ -72,15 +73,19 @@ def check_cut(at: Sequence[int], flow_steps: int) -> tuple[int, ...]:
 
 
 def scheme_cut(config: CutConfig, levels: int, steps: int) -> tuple[int, ...]:
-    """The borders of a scheme that needs no measurement, for `levels` × `steps` flow steps.
+    """The borders of a scheme that needs no measurement, for `levels` × `steps` flow steps; `steps` without levels (0).
 
     Raises:
         ValueError: the scheme has no place for so many borders.
     """
     assert config.scheme != "balanced", "a balanced cut is measured first and becomes explicit"
     if config.scheme == "explicit":
-        return check_cut(config.at or [], levels * steps)
+        return check_cut(config.at or [], max(levels, 1) * steps)
     borders = range(1, config.parts)
+    if not levels:
+        if config.parts > steps:
+            raise ValueError(f"cut.parts is {config.parts}, but the flow has only {steps} flow steps.")
+        return tuple(steps * border // config.parts for border in borders)
     if config.scheme == "by_blocks":
         most, at = levels, [steps * border for border in borders]
     else:

@@ -19,7 +19,7 @@ def glow_head(config: GlowConfig, head: HeadConfig, event: Event, remaining: Seq
         config: shape of the model.
         head: size of the head.
         event: shape (C, H, W) of the latent that enters the head.
-        remaining: the steps of the model behind the border.
+        remaining: the steps of the model after the border.
     """
     narrow = dataclasses.replace(config, hidden=head.hidden or max(1, config.hidden // 2))
     steps: list[Step] = []

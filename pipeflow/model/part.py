@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..flow import Event, Packet, Step
+from ..flow import Event, Packet, Step, Weights, added, advance, invert, prepare, prepare_inverse
 from .activations import Passage, keep
 
 
@@ -39,27 +39,31 @@ class Part(nn.Module):
         """Like forward, and what each kind of step added: entry → (B,) nats, float64."""
         z, logp = given
         entries: dict[str, Tensor] = {}
-        for _, step in self.chain():
-            z, dlogp = step(z)
-            logp = logp + dlogp
+        increments = []
+        for _, step, weights in self._prepared(z):
+            z, dlogp = advance(step, z, weights)
+            increments.append(dlogp)
             entries[step.entry] = entries.get(step.entry, 0) + dlogp.double()
-        return Packet(z, logp), entries
+        return Packet(z, added(logp, increments)), entries
 
     def encode(self, given: Packet) -> tuple[Packet, dict[int, Tensor]]:
         """Like forward, and the standardised variables that left the flow: global index → (B, *eps_shape)."""
         z, logp = given
         eps: dict[int, Tensor] = {}
-        for index, step in self.chain():
-            z, dlogp, left = step.encode(z)
-            logp = logp + dlogp
+        increments = []
+        for index, step, weights in self._prepared(z):
+            z, dlogp, left = (*advance(step, z, weights), None) if weights else step.encode(z)
+            increments.append(dlogp)
             if left is not None:
                 eps[index] = left
-        return Packet(z, logp), eps
+        return Packet(z, added(logp, increments)), eps
 
     def inverse(self, z: Tensor, eps: dict[int, Tensor]) -> Tensor:
         """z (B, *event_out) → (B, *event_in), given the variables that left, by global index."""
-        for index, step in reversed(self.chain()):
-            z = step.inverse(z, eps.get(index))
+        steps = [step for _, step in self.chain()]
+        inverse = prepare_inverse(steps, prepare(steps, self.event_in, len(z)), self.event_in)
+        for (index, step), weights in zip(reversed(self.chain()), reversed(inverse), strict=True):
+            z = invert(step, z, eps.get(index), weights)
         return z
 
     @torch.no_grad()
@@ -81,11 +85,18 @@ class Part(nn.Module):
     def initialise(self, given: Packet) -> Packet:
         """Data-dependent start, each step on what the started steps before it make of the batch."""
         z, logp = given
+        increments = []
         for _, step in self.chain():
             step.initialise(z)
             z, dlogp = step(z)
-            logp = logp + dlogp
-        return Packet(z, logp)
+            increments.append(dlogp)
+        return Packet(z, added(logp, increments))
+
+    def _prepared(self, z: Tensor) -> list[tuple[int, Step, Weights | None]]:
+        """(global index, step, its weights for latents z that enter the part), in order."""
+        steps = [step for _, step in self.chain()]
+        made = prepare(steps, self.event_in, len(z))
+        return [(*pair, weights) for pair, weights in zip(self.chain(), made, strict=True)]
 
     def extra_repr(self) -> str:
         return f"{self.event_in} → {self.event_out}"

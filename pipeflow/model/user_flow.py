@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..flow import Event, Step
 from .cut import flow_step_positions
+from .families import FAMILIES
 
 Maker = Callable[[], Sequence[Step]]
 """Makes the steps of a flow, in order, anew at every call; random weights come from torch's global generator."""
@@ -45,14 +46,16 @@ def own_steps(make: Maker, seed: int) -> list[Step]:
 
 def check_name(name: str, make: Maker | None) -> None:
     """A ValueError where the settings call a flow one of a script's own and none is there, or the other way round."""
-    if make is None and name != "glow":
+    if make is None and name not in FAMILIES:
         raise ValueError(
             f"The flow '{name}' is one of a script's own, and only that script can make its steps: there, say "
             "pipeflow.fit(…, flow=…) or pipeflow.load(RUN, flow=…), and main([RUN], flow=…) of pipeflow.evaluate or "
             "pipeflow.sample."
         )
-    if make is not None and name == "glow":
-        raise ValueError("A flow is handed over, but the settings say flow: glow; give yours a name, Config(flow=…).")
+    if make is not None and name in FAMILIES:
+        raise ValueError(
+            f"A flow is handed over, but the settings say flow: {name}; give yours a name, Config(flow=…)."
+        )
 
 
 def check_flow(make: Maker, name: str, event: Event) -> str:

@@ -6,6 +6,7 @@ both measure with `measured_profile` and cut with `balanced_cut`.
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -13,8 +14,7 @@ from ..config import Config
 from ..data import Space
 from ..flow import Step
 from ..model import CutConfig, Maker
-from .link import Link
-from .profile import Profile
+from .profile import Link, Profile
 from .run_profile import measured_profile
 
 
@@ -23,13 +23,8 @@ def resolve_cut(
 ) -> CutConfig:
     """The cut of a run as an explicit list of borders; a balanced one is measured, here and now.
 
-    Args:
-        config: the run's settings.
-        space: of the data.
-        steps: the whole flow; neither changed nor moved.
-        device: where the run takes place.
-        images: that a part gets of a batch: all of them, or a replica's share.
-        flow: that a script hands over; it makes the heads, if there are any.
+    `images` are those that a part gets of a batch: all of them, or a replica's share. The other arguments are those of
+    `measured_profile`.
     """
     if config.cut.scheme != "balanced":
         return config.cut
@@ -40,14 +35,8 @@ def resolve_cut(
 def balanced_cut(profile: Profile, parts: int, images: int, link: Link | None = None) -> tuple[int, ...]:
     """Flow steps before each border of the cut whose slowest part, or link, takes the fewest seconds.
 
-    Args:
-        profile: what was measured.
-        parts: number of parts.
-        images: that a part gets of a batch.
-        link: between two devices; links take no time by default.
-
-    Raises:
-        ValueError: more parts than flow steps.
+    `images` are those that a part gets of a batch; links take no time by default. A ValueError where there are more
+    parts than flow steps.
     """
     return smallest_maximum(
         [cost.seconds(images) for cost in profile.steps],
@@ -64,20 +53,15 @@ def smallest_maximum(
 
     Args:
         costs: seconds of each flow step.
-        parts: number of parts.
+        parts: number of parts; a ValueError where there are fewer flow steps.
         endings: seconds that a part takes besides if it ends after each flow step; none by default.
         carry: seconds that a packet takes over a border after each flow step; the largest of them counts like a part.
-
-    Raises:
-        ValueError: more parts than flow steps.
     """
     many = len(costs)
     if parts > many:
         raise ValueError(f"cut.parts is {parts}, but the flow has only {many} flow steps.")
     endings, carry = endings or [0.0] * many, carry or [0.0] * many
-    before = [0.0]
-    for cost in costs:
-        before.append(before[-1] + cost)
+    before = list(accumulate(costs, initial=0.0))
     # best[end]: (largest part, borders) of the first `end` flow steps in so many parts.
     best: dict[int, tuple[float, tuple[int, ...]]]
     best = {end: (before[end] + endings[end - 1], ()) for end in range(1, many + 1)}

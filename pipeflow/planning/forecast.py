@@ -22,9 +22,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .balance import balanced_cut
-from .link import Link, ring_bytes
 from .pipeline_simulation import Stages, period
-from .profile import Cost, Profile
+from .profile import Cost, Link, Profile, ring_bytes
 
 Way = Literal["one device", "by parts", "DDP", "1F1B"]
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -35,8 +34,7 @@ class Forecast:
     """What one way to train does with a batch.
 
     Attributes:
-        way: to train.
-        devices: how many it uses.
+        way, devices: how it trains, and on how many devices.
         seconds: from one batch to the next.
         images_per_s: of all devices together.
         idle: share of the devices' time in which they compute nothing.
@@ -64,26 +62,7 @@ def share(batch: int, processes: int) -> int:
     return -(-batch // processes)
 
 
-def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
-    """The whole flow on every device, a share of the batch each; with one device, no gradients travel."""
-    flow = profile.parts(())[0]
-    images = share(batch, processes)
-    gradient_bytes = ring_bytes(flow.parameters, processes)
-    forward, backward, averaging = flow.forward(images), flow.backward(images), link.seconds(gradient_bytes)
-    seconds = forward + max(backward, averaging) + flow.update_s
-    return Forecast(
-        way="DDP" if processes > 1 else "one device",
-        devices=processes,
-        seconds=seconds,
-        images_per_s=batch / seconds,
-        idle=1 - (forward + backward + flow.update_s) / seconds,
-        memory_bytes=profile.memory(flow, images, images) + _bucket_bytes(flow, processes),
-        sent_bytes=gradient_bytes,
-        bound="gradients" if averaging > backward else "device",
-    )
-
-
-def part_seconds(cost: Cost, images: int, link: Link, replicas: int = 1) -> float:
+def part_seconds(cost: Cost, images: int, link: Link, replicas: int) -> float:
     """Seconds of a part per batch: forward, backward with its gradients averaged beside it, update."""
     averaging = link.seconds(ring_bytes(cost.parameters, replicas))
     return cost.forward(images) + max(cost.backward(images), averaging) + cost.update_s
@@ -92,25 +71,14 @@ def part_seconds(cost: Cost, images: int, link: Link, replicas: int = 1) -> floa
 def by_parts(
     profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, depth: int = 2
 ) -> Forecast:
-    """A device per part, every part learning from every batch.
-
-    Args:
-        profile: what was measured.
-        at: flow steps before each border.
-        batch: images, over all replicas.
-        link: between two devices.
-        replicas: chains side by side.
-        depth: packets in flight over a border, for the memory that they take.
-    """
+    """A device per part, every part learning from every batch; the arguments are those of `compare`."""
     images, costs = share(batch, replicas), profile.parts(at)
     packets = [size * images for size in profile.border_bytes(at)]
     busy = [part_seconds(cost, images, link, replicas) for cost in costs]
     carrying = [link.seconds(packet) for packet in packets]
     seconds = max([*busy, *carrying])
-    leaving = [
-        packet + ring_bytes(cost.parameters, replicas) for cost, packet in zip(costs, [*packets, 0], strict=True)
-    ]
-    slowest = busy.index(seconds) if seconds in busy else carrying.index(seconds)
+    gradients = [ring_bytes(cost.parameters, replicas) for cost in costs]
+    bound = f"part {busy.index(seconds) + 1}" if seconds in busy else f"border {carrying.index(seconds) + 1}"
     return Forecast(
         way="by parts",
         devices=len(costs) * replicas,
@@ -118,9 +86,9 @@ def by_parts(
         images_per_s=batch / seconds,
         idle=1 - sum(cost.seconds(images) for cost in costs) / (len(costs) * seconds),
         memory_bytes=max(part_memory(profile, at, batch, replicas, depth)),
-        sent_bytes=max(leaving),
+        sent_bytes=max(map(sum, zip([*packets, 0], gradients, strict=True))),
         at=tuple(at),
-        bound=f"part {slowest + 1}" if seconds in busy else f"border {slowest + 1}",
+        bound=bound,
     )
 
 
@@ -134,49 +102,59 @@ def part_memory(profile: Profile, at: Sequence[int], batch: int, replicas: int =
     ]
 
 
+def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
+    """The whole flow on every device, a share of the batch each: a chain of one part with so many replicas."""
+    flow = profile.parts(())[0]
+    shown = link.seconds(ring_bytes(flow.parameters, processes)) > flow.backward(share(batch, processes))
+    return replace(
+        by_parts(profile, (), batch, link, processes),
+        way="DDP" if processes > 1 else "one device",
+        at=None,
+        bound="gradients" if shown else "device",
+    )
+
+
 def pipelined(profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1) -> Forecast:
     """1F1B with a device per stage, and the number of micro-batches that suits it best."""
-    images = share(batch, replicas)
-    counts = [count for count in MICRO_BATCHES if count <= images]
-    tried = [with_micro_batches(profile, at, images, count, link, replicas) for count in counts]
-    best = min(tried, key=lambda forecast: forecast.seconds)
-    return replace(best, images_per_s=batch / best.seconds)
+    counts = [count for count in MICRO_BATCHES if count <= share(batch, replicas)]
+    tried = [with_micro_batches(profile, at, batch, count, link, replicas) for count in counts]
+    return min(tried, key=lambda forecast: forecast.seconds)
 
 
 def with_micro_batches(
-    profile: Profile, at: Sequence[int], images: int, count: int, link: Link, replicas: int
+    profile: Profile, at: Sequence[int], batch: int, count: int, link: Link, replicas: int
 ) -> Forecast:
-    """1F1B with a device per stage, on so many images of each replica in `count` micro-batches, as even as can be."""
-    costs, packets = profile.end_to_end().parts(at), profile.border_bytes(at)
+    """1F1B with a device per stage, and each replica's images in `count` micro-batches, as even as can be."""
+    images, costs, packets = share(batch, replicas), profile.end_to_end().parts(at), profile.border_bytes(at)
     sizes = [(images + micro) // count for micro in range(count)][::-1]  # the larger ones first
     backward = [[cost.backward(size) for size in sizes] for cost in costs]
-    averaging = [link.seconds(ring_bytes(cost.parameters, replicas)) for cost in costs]
+    gradients = [ring_bytes(cost.parameters, replicas) for cost in costs]
     stages = Stages(
         forward_s=[[cost.forward(size) for size in sizes] for cost in costs],
         backward_s=backward,
         update_s=[
-            cost.update_s + max(0.0, wait - sum(busy))
-            for cost, wait, busy in zip(costs, averaging, backward, strict=True)
+            cost.update_s + max(0.0, link.seconds(averaged) - sum(busy))
+            for cost, averaged, busy in zip(costs, gradients, backward, strict=True)
         ],
         carry_s=[[link.seconds(packet * size) for size in sizes] for packet in packets],
     )
     seconds = period(stages)
     computing = sum(map(sum, stages.forward_s)) + sum(map(sum, backward)) + sum(cost.update_s for cost in costs)
-    kept = [min(images, min(count, len(costs) - stage) * sizes[0]) for stage in range(len(costs))]
     memory = [
-        profile.memory(cost, many, sizes[0]) + _bucket_bytes(cost, replicas)
-        for cost, many in zip(costs, kept, strict=True)
+        profile.memory(cost, min(images, min(count, len(costs) - stage) * sizes[0]), sizes[0])
+        + _bucket_bytes(cost, replicas)
+        for stage, cost in enumerate(costs)
     ]
     # A stage sends its latents on, and the gradients of those that it received back.
     leaving = [
-        (before + after) * images + ring_bytes(cost.parameters, replicas)
-        for before, after, cost in zip([0, *packets], [*packets, 0], costs, strict=True)
+        (before + after) * images + averaged
+        for before, after, averaged in zip([0, *packets], [*packets, 0], gradients, strict=True)
     ]
     return Forecast(
         way="1F1B",
         devices=len(costs) * replicas,
         seconds=seconds,
-        images_per_s=images / seconds,
+        images_per_s=batch / seconds,
         idle=1 - computing / (len(costs) * seconds),
         memory_bytes=max(memory),
         sent_bytes=max(leaving),
@@ -193,6 +171,14 @@ def compare(
 
     A pipeline gets the cut that is best for it, links included, not the one that is asked about. Ways that would leave
     a device without an image are left out.
+
+    Args:
+        profile: what was measured.
+        at: flow steps before each border.
+        batch: images, over all replicas.
+        link: between two devices.
+        replicas: chains side by side.
+        depth: packets in flight over a border, for the memory that they take.
     """
     devices = (len(at) + 1) * replicas
     ways = [data_parallel(profile, batch, 1, link)]

@@ -9,15 +9,16 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median_high
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..flow import Event, Packet, Step
 from ..model import Activations, Compile, Layout, Precision, make_passage, set_precision
-from ..stage import Average, OptimizerName, make_optimizer
+from ..stage import Average, CudaRecorder, OptimizerName, Recorder, make_optimizer
 from .profile import Cost
-from .saved_memory import saved_bytes
 
 _ENOUGH_S = 1.0  # of repeating a measurement
 _MOST = 40
@@ -34,6 +35,7 @@ class StepOptions:
     activations: Activations = "keep"
     optimizer: OptimizerName = "adam"
     ema: float | None = None
+    cuda_graphs: bool = False
 
 
 def measure_steps(
@@ -43,17 +45,10 @@ def measure_steps(
     device: torch.device,
     options: StepOptions = StepOptions(),
 ) -> list[Cost]:
-    """The cost of every step: medians of repeated runs, after one to warm up.
+    """The cost of every step, with `batches` images, rising: medians of repeated runs, after one to warm up.
 
-    Args:
-        steps: the whole flow, on the CPU; neither changed nor moved.
-        event: shape of what enters.
-        batches: sizes to measure at, rising.
-        device: where the run takes place.
-        options: of the run.
-
-    Raises:
-        ValueError: a step at the largest batch does not fit into the memory of the device.
+    The steps are the whole flow, on the CPU, neither changed nor moved; `event` is the shape of what enters. A
+    ValueError says which step at the largest batch does not fit into the memory of the device.
     """
     known: dict[tuple[object, ...], Cost] = {}
     costs = []
@@ -62,23 +57,16 @@ def measure_steps(
         if key not in known:
             try:
                 passes = [_Passes(step, event, batch, device, options) for batch in batches]
-                times = medians(passes)
+                forward, backward = zip(*medians(passes), strict=True)
                 update = _update_seconds(step, device, options)
             except torch.OutOfMemoryError as error:
                 raise ValueError(
                     f"One {type(step).__name__} with {batches[-1]} images of shape {tuple(event)} does not fit into "
-                    f"the memory of {device}; use a smaller data.batch or glow.hidden."
+                    f"the memory of {device}; use a smaller data.batch or a narrower flow."
                 ) from error
-            known[key] = Cost(
-                batches=tuple(batches),
-                forward_s=tuple(forward for forward, _ in times),
-                backward_s=tuple(backward for _, backward in times),
-                update_s=update,
-                parameters=sum(parameter.numel() for parameter in step.parameters()),
-                fixed_bytes=fixed,
-                saved_bytes=saved,
-                working_bytes=passes[-1].working_bytes / batches[-1],
-            )
+            parameters = sum(parameter.numel() for parameter in step.parameters())
+            working = passes[-1].working_bytes / batches[-1]
+            known[key] = Cost(tuple(batches), forward, backward, update, parameters, fixed, saved, working)
         costs.append(known[key])
         event = step.out_shape(event)
     return costs
@@ -94,8 +82,7 @@ def medians(runs: Sequence[Callable[[], tuple[float, ...]]]) -> list[tuple[float
     began, rounds = time.perf_counter(), [[run() for run in runs]]
     while len(rounds) < _MOST and time.perf_counter() - began < _ENOUGH_S:
         rounds.append([run() for run in runs])
-    middle = len(rounds) // 2
-    return [tuple(sorted(lap)[middle] for lap in zip(*laps, strict=True)) for laps in zip(*rounds, strict=True)]
+    return [tuple(map(median_high, zip(*laps, strict=True))) for laps in zip(*rounds, strict=True)]
 
 
 def now(device: torch.device) -> float:
@@ -120,7 +107,8 @@ def elapsed(work: Callable[[], object], device: torch.device) -> float:
 class _Passes:
     """Forward and backward of a step with some images, to be run again and again.
 
-    On a GPU, several copies of the step run in a row where one fits after the other.
+    On a GPU, several copies of the step run in a row where one fits after the other. With CUDA graphs only the first
+    call starts kernels one by one; the second records them, and replays are what is timed.
 
     Attributes:
         working_bytes: held besides what is kept between the two; 0 on the CPU, which does not tell.
@@ -133,31 +121,52 @@ class _Passes:
             set_precision(one, options.precision, options.layout)
         self._passage = make_passage(options.activations, options.compile)
         self._parameters = [parameter for one in self._steps for parameter in one.parameters()]
-        self._entering = Packet(
-            torch.randn(batch, *event, device=device).requires_grad_(), torch.zeros(batch).to(device)
-        )
+        z = torch.randn(batch, *event, device=device).requires_grad_()
+        self._entering = Packet(z, torch.zeros(batch).to(device))
         self.working_bytes = 0.0
+        self._recorder = _recorder(options, device)
+        self._replays: list[Callable[[], None]] = []
+        self._warm = False
 
     def __call__(self) -> tuple[float, float]:
         """Seconds of forward and of backward, per step."""
-        device = self._device
+        if self._recorder and self._warm:
+            self._replays = self._replays or self._record(self._recorder)
+            forward_s, backward_s = (elapsed(replay, self._device) / len(self._steps) for replay in self._replays)
+            return forward_s, backward_s
+        self._warm = True
+        return self._recorder.aside(self._start_each_kernel) if self._recorder else self._start_each_kernel()
+
+    def _forward(self) -> list[Tensor]:
         for tensor in (self._entering.z, *self._parameters):
             tensor.grad = None
+        return [tensor for tensor in self._passage(self._steps, self._entering) if tensor.requires_grad]
+
+    def _record(self, recorder: Recorder) -> list[Callable[[], None]]:
+        forward, results = recorder.record(self._forward)
+        gradients = [torch.ones_like(tensor) for tensor in results]
+        backward, _ = recorder.record(lambda: torch.autograd.backward(results, gradients))
+        return [forward, backward]
+
+    def _start_each_kernel(self) -> tuple[float, float]:
+        device = self._device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         began = now(device)
-        results = [tensor for tensor in self._passage(self._steps, self._entering) if tensor.requires_grad]
+        results = self._forward()
         forward_s = now(device) - began
         kept = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         gradients = [torch.ones_like(tensor) for tensor in results]
-        began = now(device)
-        torch.autograd.backward(results, gradients)
-        backward_s = now(device) - began
+        backward_s = elapsed(lambda: torch.autograd.backward(results, gradients), device)
         if device.type == "cuda":
             of_parameters = 4 * sum(parameter.numel() for parameter in self._parameters)
             working = torch.cuda.max_memory_allocated(device) - kept - of_parameters
             self.working_bytes = max(self.working_bytes, working)
         return forward_s / len(self._steps), backward_s / len(self._steps)
+
+
+def _recorder(options: StepOptions, device: torch.device) -> Recorder | None:
+    return CudaRecorder(device) if options.cuda_graphs and device.type == "cuda" else None
 
 
 def _copies(step: Step, many: int, device: torch.device) -> list[Step]:
@@ -180,3 +189,40 @@ def _update_seconds(step: Step, device: torch.device, options: StepOptions) -> f
         average.update()
 
     return medians([lambda: (elapsed(update, device),)])[0][0] / len(copies)
+
+
+def saved_bytes(steps: Sequence[Step], event: Event, activations: Activations) -> list[tuple[float, float]]:
+    """Per step: (bytes whatever the batch, bytes per image) that are kept for the backward pass, none counted twice.
+
+    CUDA's allocator reports the memory of a whole process and the CPU reports none, so tensors are counted, on the CPU.
+    With "keep" they are the storages that autograd saves and no parameter owns, found with two and three images; with
+    "checkpoint" the latent that enters each step; with "invert" the variable that leaves the flow in a step.
+    """
+    if activations != "keep":
+        kept = []
+        for step in steps:
+            shape = event if activations == "checkpoint" else step.eps_shape(event)
+            kept.append((0.0, 0.0 if shape is None else 4.0 * torch.Size(shape).numel()))
+            event = step.out_shape(event)
+        return kept
+    two, three = (_autograd_bytes(steps, torch.zeros(images, *event)) for images in (2, 3))
+    return [(max(0, 3 * few - 2 * more), max(0, more - few)) for few, more in zip(two, three, strict=True)]
+
+
+def _autograd_bytes(steps: Sequence[Step], z: Tensor) -> list[int]:
+    """Bytes that each step adds to what autograd saves."""
+    parameters = {value.data_ptr() for step in steps for value in [*step.parameters(), *step.buffers()]}
+    seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used again
+    totals = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for step in steps:
+            z, _ = step(z)
+            totals.append(sum(storage.nbytes() for storage in seen.values()))
+    return [after - before for before, after in pairwise(totals)]

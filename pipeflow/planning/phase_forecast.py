@@ -6,17 +6,15 @@ its busiest process, nor than all work shared by as many as can compute at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from ..config import EndToEndConfig, Turn, micro_batches
 from .forecast import Forecast, part_seconds, share, with_micro_batches
-from .link import Link, ring_bytes
-from .profile import Profile
+from .profile import Link, Profile, ring_bytes
 
 
-@dataclass(frozen=True)
-class Processes:
+class Processes(NamedTuple):
     """The processes that carry a run out.
 
     Attributes:
@@ -51,14 +49,8 @@ def phase_seconds(
 ) -> float:
     """Seconds of training that a phase takes, as this package carries it out; without evaluations and checkpoints.
 
-    Args:
-        profile: what was measured.
-        at: flow steps before each border.
-        turns: of the phase.
-        end_to_end: how the whole model is spread, in an end-to-end phase; None by parts.
-        batch: images, over all processes.
-        link: between two processes.
-        processes: that carry the phase out.
+    `end_to_end` says how the whole model is spread, in an end-to-end phase, and is None by parts. `batch` is in images,
+    over all processes.
     """
     if end_to_end is None:
         return sum(turn.steps * _turn_seconds(profile, at, turn, batch, link, processes) for turn in turns)
@@ -84,7 +76,7 @@ def pipeline(
         count = micro_batches(end_to_end.micro_batches, images, processes.stages)
     except ValueError:  # a run would refuse; what it would be like is still of interest
         count = min(images, processes.stages)
-    return with_micro_batches(profile, borders, images, count, link, processes.replicas)
+    return with_micro_batches(profile, borders, batch, count, link, processes.replicas)
 
 
 def _turn_seconds(

@@ -3,8 +3,8 @@
 With equal stages the share of time lost is (P − 1)/(M + P − 1) (Narayanan et al., "Efficient Large-Scale Language Model
 Training", 2021, §2.2). The stages of a flow are not equal, and their latents take time to travel, so here every
 operation of every stage is put on a time line: it begins when the operation before it on its device has ended and what
-it needs has arrived. Devices compute while their links carry, links carry
-both ways at once, nothing has latency: a real pipeline is at best as fast.
+it needs has arrived. Devices compute while their links carry, links carry both ways at once, nothing has latency: a
+real pipeline is at best as fast.
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,7 @@ class Stages:
 
 
 def order(stage: int, stages: int, micros: int) -> list[Operation]:
-    """What one stage does for one batch: forward as far as the last stage needs, then backward and forward in turns.
-
-    Args:
-        stage: counted from 0.
-        stages, micros: how many there are.
-    """
+    """What one stage does for one batch: forward as far as the last stage needs, then backward and forward in turns."""
     ahead = min(micros, stages - stage)
     operations = [Operation("forward", micro) for micro in range(ahead)]
     for micro in range(micros):
@@ -57,22 +52,22 @@ def period(stages: Stages, batches: int = 3) -> float:
     A stage may begin with the next batch as soon as it has updated its own weights.
     """
     many, micros = len(stages.forward_s), len(stages.forward_s[0])
+    seconds = {"forward": stages.forward_s, "backward": stages.backward_s, "update": [[one] for one in stages.update_s]}
     plans = [order(stage, many, micros) * batches for stage in range(many)]
     done = [0] * many  # operations that are on the time line
     free = [0.0] * many  # when each device has ended the last of them
     carried: dict[tuple[str, int], float] = {}  # when each link, in each direction, has carried the last
     arrived: dict[tuple[int, str, int, int], float] = {}  # (stage, kind, micro, batch) → when its input is there
     updated: list[float] = []  # when the first stage has updated its weights
-    while any(done[stage] < len(plans[stage]) for stage in range(many)):
-        before = sum(done)
+    while len(updated) < batches:
         for stage in range(many):
             while done[stage] < len(plans[stage]):
                 kind, micro = plans[stage][done[stage]]
-                batch = done[stage] // (2 * micros + 1)
-                ready = _input_arrival(stage, kind, micro, batch, many, arrived)
+                batch, first = done[stage] // (2 * micros + 1), many - 1 if kind == "backward" else 0
+                ready = 0.0 if kind == "update" or stage == first else arrived.get((stage, kind, micro, batch))
                 if ready is None:
-                    break
-                end = max(free[stage], ready) + _seconds(stages, stage, kind, micro)
+                    break  # another stage has not computed it yet
+                end = max(free[stage], ready) + seconds[kind][stage][micro]
                 free[stage], done[stage] = end, done[stage] + 1
                 if kind == "update":
                     updated += [end] * (stage == 0)
@@ -80,20 +75,4 @@ def period(stages: Stages, batches: int = 3) -> float:
                     link = (kind, min(stage, after))
                     carried[link] = max(end, carried.get(link, 0.0)) + stages.carry_s[min(stage, after)][micro]
                     arrived[after, kind, micro, batch] = carried[link]
-        assert sum(done) > before, "no operation can begin: the orders of the stages do not fit"
     return updated[-1] - updated[-2]
-
-
-def _input_arrival(
-    stage: int, kind: str, micro: int, batch: int, many: int, arrived: dict[tuple[int, str, int, int], float]
-) -> float | None:
-    """When the input of an operation has arrived from another stage; None as long as it is not computed."""
-    if kind == "update" or stage == (0 if kind == "forward" else many - 1):
-        return 0.0
-    return arrived.get((stage, kind, micro, batch))
-
-
-def _seconds(stages: Stages, stage: int, kind: str, micro: int) -> float:
-    if kind == "update":
-        return stages.update_s[stage]
-    return (stages.forward_s if kind == "forward" else stages.backward_s)[stage][micro]

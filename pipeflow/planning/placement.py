@@ -17,14 +17,7 @@ from ..distributed import grid
 
 
 class PlacedProcess(NamedTuple):
-    """A process and its host; everything counts from 0.
-
-    Attributes:
-        replica, stage: which chain, and which process of it.
-        rank: of the process, in the world.
-        host, gpu: that it runs on.
-        parts: that it holds, by position.
-    """
+    """A process: which of which chain it is, where it runs and which parts it holds; everything counts from 0."""
 
     replica: int
     stage: int
@@ -35,14 +28,7 @@ class PlacedProcess(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """A grid of stages × replicas over hosts.
-
-    Attributes:
-        stages: processes per chain.
-        replicas: chains.
-        hosts, gpus_per_host: that they are spread over.
-        processes: by rank.
-    """
+    """A grid of stages × replicas over hosts, with one process per GPU; `processes` by rank."""
 
     stages: int
     replicas: int
@@ -54,10 +40,6 @@ class Placement(NamedTuple):
         """The processes of one chain, in the order of the stream."""
         return self.processes[replica * self.stages : (replica + 1) * self.stages]
 
-    def replicas_of(self, stage: int) -> tuple[PlacedProcess, ...]:
-        """The processes that hold the same parts, and average their gradients."""
-        return self.processes[stage :: self.stages]
-
     def crossings(self, replica: int) -> tuple[int, ...]:
         """The stages of a chain after which its stream goes to another host."""
         return tuple(process.stage for process, after in pairwise(self.chain(replica)) if process.host != after.host)
@@ -66,13 +48,8 @@ class Placement(NamedTuple):
 def place_processes(parts: int, hosts: int, gpus_per_host: int, replicas: int | None = None) -> Placement:
     """The grid for a world of hosts × GPUs: complete chains, or one chain whose processes hold several parts.
 
-    Args:
-        parts: of a chain.
-        hosts, gpus_per_host: one process per GPU, numbered host by host as torchrun does.
-        replicas: number of chains; by default as many as the processes make.
-
-    Raises:
-        ValueError: a number below 1, or processes that do not make complete chains, with the sizes that do.
+    By default there are as many replicas as the processes make. A ValueError names a number below 1, or the sizes that
+    would make complete chains.
     """
     for name, value in (("parts", parts), ("hosts", hosts), ("GPUs a host", gpus_per_host)):
         if value < 1:

@@ -1,17 +1,21 @@
 """A plan: a measured profile under a run's settings, as rows that tables, a picture and a JSON file show alike."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
-from ..config import Config, PhaseConfig, phase_steps, turns
+import torch
+
+from ..config import Config, phase_steps, turns
 from ..flow import Event
+from ..model import family_caution
 from .balance import balanced_cut
-from .forecast import Forecast, compare, part_memory, share
-from .link import Link
-from .phase_forecast import Processes, phase_seconds
+from .forecast import Forecast, compare, data_parallel, part_memory, share
+from .phase_forecast import Processes, phase_seconds, pipeline
 from .placement import Placement
-from .profile import Profile
+from .profile import Link, Profile
 
 MOST_DEVICES = 8
 
@@ -21,13 +25,11 @@ class PartRow:
     """One part at work on a batch.
 
     Attributes:
-        part: its number, from 1.
-        flow_steps: first and last, from 1.
+        part, flow_steps: its number, and those of its first and last flow step, from 1.
         parameters: that learn.
         forward_s, backward_s, update_s: seconds.
         share: of the whole flow's seconds.
-        memory_bytes: while it learns.
-        fits: whether a device has that much.
+        memory_bytes, fits: while it learns, and whether a device has that much.
         sent_shape, sent_bytes: of the latents that it sends on per batch; None and 0 of the last part.
     """
 
@@ -46,13 +48,7 @@ class PartRow:
 
 @dataclass(frozen=True)
 class PhaseRow:
-    """A phase of the run.
-
-    Attributes:
-        number: from 1.
-        schedule, steps: of the phase.
-        seconds, images_per_s: by the name of `Plan.processes` that carry it out, in training alone.
-    """
+    """A phase of the run; seconds of training alone and images/s by the name of `Plan.processes` that carry it out."""
 
     number: int
     schedule: str
@@ -68,16 +64,14 @@ class Plan:
     Attributes:
         config: the run's settings.
         images: size of the training set.
-        device: name of the device that was measured.
-        cuda: whether it is a GPU.
+        device, cuda: name of the device that was measured, and whether it is a GPU.
         at_once: how many processes can compute at the same time on this host.
         busy: share of the measuring in which something else had the CPU.
         link: between two devices.
         memory_bytes: of a device.
-        placement: stages × replicas over hosts; None for a device per part and replica.
+        placement, replicas: stages × replicas over hosts, None for a device per part and replica; chains side by side.
         image: (C, H, W) of an image.
-        profile: what was measured.
-        at: flow steps before each border.
+        profile, at: what was measured, and flow steps before each border.
     """
 
     config: Config
@@ -89,19 +83,10 @@ class Plan:
     link: Link
     memory_bytes: float
     placement: Placement | None
+    replicas: int
     image: Event
     profile: Profile
     at: tuple[int, ...]
-
-    @property
-    def replicas(self) -> int:
-        """Chains side by side."""
-        return replica_count(self.config, self.placement)
-
-    @property
-    def images_per_part(self) -> int:
-        """Images that a part gets of a batch."""
-        return share(self.config.data.batch, self.replicas)
 
     @property
     def borders(self) -> tuple[int, ...]:
@@ -114,8 +99,7 @@ class Plan:
     def least_link(self) -> float:
         """Bits per second below which the slowest border, and not the slowest part, would set the pace."""
         seconds = max(row.forward_s + row.backward_s + row.update_s for row in self.parts)
-        sizes = self.profile.border_bytes(self.at)
-        return max([8 * size * self.images_per_part / seconds for size in sizes], default=0.0)
+        return max(8 * row.sent_bytes / seconds for row in self.parts)
 
     def fits(self, forecast: Forecast) -> bool:
         """Whether every device has the memory for it."""
@@ -124,13 +108,12 @@ class Plan:
     @cached_property
     def parts(self) -> list[PartRow]:
         """The parts of the cut, at the images that one of them gets."""
-        images, costs = self.images_per_part, self.profile.parts(self.at)
-        memory = part_memory(
-            self.profile, self.at, self.config.data.batch, self.replicas, self.config.parallel.depth
-        )  # fmt: skip
+        profile, batch, depth = self.profile, self.config.data.batch, self.config.parallel.depth
+        images, costs = share(batch, self.replicas), profile.parts(self.at)
+        memory = part_memory(profile, self.at, batch, self.replicas, depth)
         total = sum(cost.seconds(images) for cost in costs)
         rows = []
-        for part, (start, end) in enumerate(pairwise([0, *self.at, len(self.profile.steps)])):
+        for part, (start, end) in enumerate(pairwise([0, *self.at, len(profile.steps)])):
             cost, last = costs[part], part == len(self.at)
             rows.append(
                 PartRow(
@@ -143,8 +126,8 @@ class Plan:
                     share=cost.seconds(images) / total,
                     memory_bytes=memory[part],
                     fits=memory[part] <= self.memory_bytes,
-                    sent_shape=None if last else (images, *self.profile.packet_shapes[end - 1]),
-                    sent_bytes=0 if last else self.profile.packet_bytes[end - 1] * images,
+                    sent_shape=None if last else (images, *profile.packet_shapes[end - 1]),
+                    sent_bytes=0 if last else profile.packet_bytes[end - 1] * images,
                 )
             )
         return rows
@@ -182,20 +165,76 @@ class Plan:
     @cached_property
     def phases(self) -> list[PhaseRow]:
         """What the phases take."""
-        return [self._phase(number, phase) for number, phase in enumerate(self.config.phases, 1)]
+        batch, rows = self.config.data.batch, []
+        for number, phase in enumerate(self.config.phases, 1):
+            steps, of_phase = phase_steps(phase, self.images, batch), turns(phase, len(self.at) + 1, self.images, batch)
+            end_to_end = self.config.end_to_end if phase.schedule == "end_to_end" else None
+            seconds = {
+                name: phase_seconds(self.profile, self.at, of_phase, end_to_end, batch, self.link, processes)
+                for name, processes in self.processes.items()
+            }
+            speeds = {name: steps * batch / each for name, each in seconds.items()}
+            rows.append(PhaseRow(number, phase.schedule, steps, seconds, speeds))
+        return rows
 
-    def _phase(self, number: int, phase: PhaseConfig) -> PhaseRow:
-        batch, parts = self.config.data.batch, len(self.at) + 1
-        steps, phase_turns = phase_steps(phase, self.images, batch), turns(phase, parts, self.images, batch)
-        end_to_end = self.config.end_to_end if phase.schedule == "end_to_end" else None
-        seconds = {
-            name: phase_seconds(self.profile, self.at, phase_turns, end_to_end, batch, self.link, processes)
-            for name, processes in self.processes.items()
+    @cached_property
+    def cautions(self) -> list[str]:
+        """Sentences about what `train` would refuse, what would not fit, and figures to doubt."""
+        found = family_caution(self.config.family, [*self.at, len(self.profile.steps)])
+        if self.busy > 0.1:
+            found.append(
+                f"Something else had the CPU for {100 * self.busy:.0f} % of the time that measuring took; the seconds "
+                "may be too many."
+            )
+        for processes in self.processes.values():
+            try:
+                self.config.check_world(processes.size, processes.replicas)
+            except ValueError as error:
+                found.append(str(error))
+        if self.config.compile == "part":
+            found.append("Flow steps were measured one by one; what compiling a part as a whole saves is not counted.")
+        if over := [str(row.part) for row in self.parts if not row.fits]:
+            found.append(f"By parts, part {', '.join(over)} needs more memory than a device has.")
+        if any(phase.schedule == "end_to_end" for phase in self.config.phases):
+            found += self._too_large_end_to_end()
+        return list(dict.fromkeys(found))
+
+    def _too_large_end_to_end(self) -> list[str]:
+        """A sentence where a device has too little memory for its process end to end."""
+        end_to_end, batch = self.config.end_to_end, self.config.data.batch
+        processes = list(self.processes.values())[:2][-1]
+        if end_to_end.engine == "pipeline" and processes.stages > 1:
+            found = pipeline(self.profile, self.at, end_to_end, batch, self.link, processes)
+            sentence = "End to end a process of the pipeline needs more memory than a device has."
+        elif end_to_end.engine == "fsdp" and processes.size > 1:
+            return []  # each process holds a share of the model, of which nothing is forecast
+        else:
+            found = data_parallel(self.profile, batch, processes.size, self.link)
+            sentence = "End to end every process holds the whole model, which needs more memory than a device has."
+        return [] if self.fits(found) else [sentence]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What plan.json says, as plain values: seconds, bytes, bits per second, images per second throughout."""
+
+        def forecasts(ways: list[Forecast]) -> list[dict[str, Any]]:
+            return [{**dataclasses.asdict(way), "fits": self.fits(way)} for way in ways]
+
+        placed = self.placement and [
+            process._asdict() | {"parts": [process.parts.start, process.parts.stop]}
+            for process in self.placement.processes
+        ]
+        plain = ("image", "images", "device", "memory_bytes", "busy", "at", "cautions")
+        return {name: getattr(self, name) for name in plain} | {
+            "batch": self.config.data.batch,
+            "link_bits_per_s": self.link.bits_per_s,
+            "least_link_bits_per_s": self.least_link,
+            "parts": [dataclasses.asdict(row) for row in self.parts],
+            "ways": forecasts(self.ways),
+            "best": [forecasts(ways) for ways in self.best],
+            "phases": [dataclasses.asdict(row) for row in self.phases],
+            "placement": placed,
+            "format": 2,
+            "torch": torch.__version__,
+            "config": self.config.as_dict(),
+            "profile": dataclasses.asdict(self.profile),
         }
-        speeds = {name: steps * batch / each for name, each in seconds.items()}
-        return PhaseRow(number, phase.schedule, steps, seconds, speeds)
-
-
-def replica_count(config: Config, placement: Placement | None) -> int:
-    """Chains side by side: as placed, or as the settings say, or one."""
-    return placement.replicas if placement else config.parallel.replicas or 1

@@ -1,4 +1,4 @@
-"""The cost of a flow on one device, per flow step: seconds, parameters, bytes.
+"""What flow steps cost on one device, and what travels between two.
 
 FLOP counts predict the small latents of deep levels badly, and profilers report on a run that has already been paid
 for. A `Profile` is measured once, from single steps; the cost of any part of any cut is a sum of its entries.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from operator import add
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ class Cost:
         forward_s, backward_s: seconds at each of them.
         update_s: seconds of the gradient's norm, the optimizer and the moving average.
         parameters: how many numbers learn.
-        fixed_bytes: kept from forward to backward, whatever the batch.
-        saved_bytes: kept from forward to backward, per image.
+        fixed_bytes, saved_bytes: kept from forward to backward, whatever the batch and per image.
         working_bytes: held besides for a moment, per image; the most that any step needs. 0 where it is not measured.
     """
 
@@ -67,7 +66,7 @@ class Cost:
 
 
 def _interpolate(batches: Sequence[int], seconds: Sequence[float], images: int) -> float:
-    """Straight lines between what was measured; outside, the nearest line, but never better than in proportion.
+    """Straight lines between what was measured; outside, the nearest line.
 
     A small batch has overheads that a large one hides: below the smallest batch that was measured, time shrinks at most
     in proportion to the images.
@@ -101,10 +100,8 @@ class Profile:
 
     def parts(self, at: Sequence[int]) -> list[Cost]:
         """The cost of each part of a cut, with its prior; `at`: flow steps before each border."""
-        return [
-            reduce(add, self.steps[start:end]) + self.priors[end - 1]
-            for start, end in pairwise([0, *at, len(self.steps)])
-        ]
+        borders = pairwise([0, *at, len(self.steps)])
+        return [reduce(add, self.steps[start:end]) + self.priors[end - 1] for start, end in borders]
 
     def end_to_end(self) -> "Profile":
         """The same flow in one piece, which has no prior but the last."""
@@ -117,16 +114,24 @@ class Profile:
         return [self.packet_bytes[border - 1] for border in at]
 
     def memory(self, cost: Cost, kept: int, at_a_time: int) -> float:
-        """Bytes that a part needs besides packets.
-
-        Args:
-            cost: of the part.
-            kept: images whose backward pass is still to come.
-            at_a_time: images that it works on.
-        """
+        """Bytes that a part needs besides packets, working on `at_a_time` images, with `kept` not yet gone back."""
         activations = cost.fixed_bytes + cost.saved_bytes * kept + cost.working_bytes * at_a_time
         return self.state_bytes * cost.parameters + activations
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain lists, dicts and numbers."""
-        return dataclasses.asdict(self)
+
+class Link(NamedTuple):
+    """What joins two devices: bits per second in each direction; both directions work at once."""
+
+    bits_per_s: float
+
+    def seconds(self, size: float) -> float:
+        """Seconds that `size` bytes take."""
+        return 8 * size / self.bits_per_s
+
+
+def ring_bytes(parameters: int, processes: int) -> float:
+    """Bytes that each process sends to average float32 gradients over a ring: 2 (N − 1)/N · 4 per parameter.
+
+    Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009.
+    """
+    return 2 * (processes - 1) / processes * 4 * parameters

@@ -1,7 +1,10 @@
 """The profile of a run's flow on this device, measured as the run will run: what `plan` and `train` both cut by."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import partial, reduce
+from itertools import pairwise
+from operator import add
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Batches, Pixels, Space, resident
 from ..flow import Event, StandardNormal, Step, make_prior
-from ..model import Maker, flow_step_positions, provisional_prior, set_tensor_cores
+from ..model import FAMILIES, Maker, provisional_prior, set_tensor_cores
 from .measure import StepOptions, elapsed, measure_steps, medians
 from .profile import Cost, Profile
 
@@ -34,69 +37,55 @@ def measured_profile(
     Args:
         config: the run's settings; the optimizer is that of its first phase.
         space: of the data.
-        steps: the whole flow, on the CPU; neither changed nor moved.
-        device: where the run takes place.
-        batches: sizes to measure at, rising.
+        steps, device, batches: as for `measure_steps`.
         flow: that a script hands over; it makes the heads, if there are any.
-
-    Raises:
-        ValueError: a step does not fit into the memory of the device.
     """
-    optimizer, batches = config.phases[0].optimizer, tuple(batches)
+    batches, optimizer = tuple(batches), config.phases[0].optimizer
     options = StepOptions(
-        config.precision, config.layout, config.compile, config.activations, optimizer, config.ema
+        config.precision, config.layout, config.compile, config.activations, optimizer, config.ema, config.cuda_graphs
     )  # fmt: skip
-    set_tensor_cores(config.precision)
-    costs = flow_step_costs(steps, measure_steps(steps, space.shape, batches, device, options))
+    set_tensor_cores(config.precision, config.flow)
+    groups, event, shapes = flow_step_groups(steps), space.shape, []
+    measured = measure_steps(steps, event, batches, device, options)
+    costs = [reduce(add, measured[group]) for group in groups]
     costs[0] = Cost(batches, _drawing(config, space, batches, device), (0.0,) * len(batches)) + costs[0]
-    shapes = _shapes_after_flow_steps(steps, space.shape)
-    options = StepOptions(
-        config.precision, config.layout, optimizer=optimizer, ema=config.ema
-    )  # priors are neither compiled nor inverted
+    for group in groups:
+        for step in steps[group]:
+            event = tuple(step.out_shape(event))
+        shapes.append(event)
+    options = replace(options, compile="none", activations="keep")  # priors are neither compiled nor inverted
     known: dict[str, Cost] = {}
     priors = []
-    for prior, shape in zip(_priors(config, steps, shapes, flow), shapes, strict=True):
+    for prior, shape in zip(_priors(config, steps, groups, shapes, flow), shapes, strict=True):
         if (kind := str(prior)) not in known:
             known[kind] = measure_steps([_PriorStep(prior)], shape, batches, device, options)[0]
         priors.append(known[kind])
     slots = 4 + (config.ema is not None)  # weight, gradient, two moments, average
-    return Profile(
-        steps=tuple(costs),
-        priors=tuple(priors),
-        packet_shapes=tuple(shapes),
-        packet_bytes=tuple(map(config.parallel.bytes_per_image, shapes)),
-        state_bytes=4 * slots,
-    )
+    packet_bytes = tuple(map(config.parallel.bytes_per_image, shapes))
+    return Profile(tuple(costs), tuple(priors), tuple(shapes), packet_bytes, state_bytes=4 * slots)
 
 
-def flow_step_costs(steps: Sequence[Step], costs: Sequence[Cost]) -> list[Cost]:
-    """Costs of each flow step, with those of the squeeze that opens it and the split that closes it."""
-    found: list[Cost] = []
-    opening: Cost | None = None
-    for step, cost in zip(steps, costs, strict=True):
-        if step.place == "closes":
-            found[-1] = found[-1] + cost
-            continue
-        cost = cost if opening is None else opening + cost
-        opening = cost if step.place == "opens" else None
-        if opening is None:
-            found.append(cost)
-    return found
+def flow_step_groups(steps: Sequence[Step]) -> list[slice]:
+    """Each flow step with the squeeze that opens it and the split that closes it, in a flat list of steps."""
+    starts = [
+        position
+        for position, step in enumerate(steps)
+        if step.place != "closes" and (position == 0 or steps[position - 1].place != "opens")
+    ]
+    return [slice(start, end) for start, end in pairwise([*starts, len(steps)])]
 
 
 def _priors(
-    config: Config, steps: Sequence[Step], shapes: Sequence[Event], flow: Maker | None
+    config: Config, steps: Sequence[Step], groups: Sequence[slice], shapes: Sequence[Event], flow: Maker | None
 ) -> Iterator[StandardNormal]:
     """The prior that a part has which ends after each flow step: a provisional one, after the last the model's own."""
     provisional = provisional_prior(config.model, flow)
-    ends = [position + 1 for position in flow_step_positions(steps)]
-    for border, (end, shape) in enumerate(zip(ends[:-1], shapes, strict=False), 1):
+    for border, (group, shape) in enumerate(zip(groups[:-1], shapes, strict=False), 1):
         if isinstance(provisional, str):
             yield make_prior(provisional, shape)
         else:
-            closing = next(index for index in range(end, len(steps)) if steps[index].place != "closes")
-            yield provisional(border, shape, steps[closing:])
-    yield make_prior("standard" if config.flow != "glow" else config.glow.top_prior, shapes[-1])
+            yield provisional(border, shape, steps[group.stop :])
+    yield make_prior(config.family.top_prior if config.flow in FAMILIES else "standard", shapes[-1])
 
 
 class _PriorStep(Step):
@@ -110,24 +99,10 @@ class _PriorStep(Step):
         return z, self.prior.log_prob(z)
 
 
-def _shapes_after_flow_steps(steps: Sequence[Step], event: Event) -> list[Event]:
-    """Shape of a latent after each flow step, and after the split that closes it."""
-    shapes: list[Event] = []
-    for step in steps:
-        event = tuple(step.out_shape(event))
-        if step.place == "step":
-            shapes.append(event)
-        elif step.place == "closes":
-            shapes[-1] = event
-    assert len(shapes) == len(flow_step_positions(steps))
-    return shapes
-
-
 def _drawing(config: Config, space: Space, batches: Sequence[int], device: torch.device) -> tuple[float, ...]:
     """Seconds to draw batches of data that are in memory."""
-    if isinstance(space, Pixels):
-        channels, height, width = space.shape
-        data = np.zeros((batches[-1], height, width, channels), np.uint8)
+    if isinstance(space, Pixels):  # a file of images has its channels last
+        data = np.zeros((batches[-1], *space.shape[1:], space.shape[0]), np.uint8)
     else:
         data = np.zeros((batches[-1], *space.shape), np.float32)
 

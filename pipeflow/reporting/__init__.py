@@ -4,5 +4,3 @@ from .html import page
 from .plan_report import report_plan
 from .report_files import write_report
 from .run_history import RunHistory, read_run
-
-__all__ = ["RunHistory", "page", "read_run", "report_plan", "write_report"]

@@ -1,15 +1,15 @@
-"""How all figures look, and what a report keeps of each: a PNG with its title and caption."""
+"""How all figures look, and what a report keeps of each; their captions are in page.html.jinja."""
 
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
 
-REPORT_MAKER = "pipeflow.report"  # in every file that a report consists of, so that no other is written over
+# In every file of a report or a plan, so that no other is written over.
+REPORT_MAKER, PLAN_MAKER = "pipeflow.report", "pipeflow.plan"
 DPI = 150
 # Okabe and Ito's palette, which colour-blind people can tell apart; black is the model's.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
@@ -26,31 +26,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of a report.
-
-    Attributes:
-        file: name of its PNG.
-        title, caption: in words.
-        png: the picture.
-    """
+class Drawing(NamedTuple):
+    """A figure of a report: the name of its PNG, the picture, and whether something lies above its frame."""
 
     file: str
-    title: str
-    caption: str
     png: bytes
+    cut_off: bool = False
 
 
 @contextmanager
-def new_figure(height: float) -> Iterator[tuple[Figure, Callable[[], bytes]]]:
-    """A figure of 7.2 × `height` inches, and a function that returns it as PNG."""
+def new_figure(
+    height: float, width: float = 7.2, maker: str = REPORT_MAKER
+) -> Iterator[tuple[Figure, Callable[[], bytes]]]:
+    """A figure, in inches, and a function that returns it as PNG."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
         def png() -> bytes:
             stream = io.BytesIO()
-            figure.savefig(stream, format="png", metadata={"Software": REPORT_MAKER})
+            figure.savefig(stream, format="png", metadata={"Software": maker})
             return stream.getvalue()
 
         yield figure, png

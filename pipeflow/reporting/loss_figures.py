@@ -5,21 +5,18 @@ time and bytes: a line per part lies under a strip that shows when each part lea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from ..units import byte_unit, time_unit
 from .drawing import GREY, MODEL, Drawing, colour, new_figure
-from .quantities import byte_unit, duration, time_unit
 from .run_files import Floats, Integers, PartMetrics
 from .run_history import PhaseHistory, RunHistory
-from .training_clock import PAUSE
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """A way to measure how far a run is: a label with its unit, and a function of steps."""
 
     label: str
@@ -30,24 +27,14 @@ def loss_by_epoch(history: RunHistory) -> Drawing:
     """Loss against passes over the data."""
     known = history.epoch_steps
     label = "passes over the data (epochs)" if known else "batches (steps)"
-    window = _window(history)
-    caption = (
-        "Lines: training loss of the flow truncated behind each part, smoothed over "
-        f"{window} steps; faint: every step. Points: the {history.split} split. The strip shows which part learns when."
-    )
-    progress = Progress(label, lambda step: step / (known or 1))
-    return _loss(history, progress, "loss_epoch", "Loss against epochs", caption, history.streams)
+    return _loss(history, Progress(label, lambda step: step / (known or 1)), "loss_epoch.png", history.streams)
 
 
 def loss_by_time(history: RunHistory) -> Drawing:
     """Loss against seconds of training, without pauses."""
     unit, size = time_unit(history.seconds[-1])
     progress = Progress(f"time spent training ({unit})", lambda step: history.at(history.seconds, step) / size)
-    caption = (
-        f"The clock of the metrics, without pauses: a step longer than {PAUSE} times its phase's median "
-        f"(interruptions, long evaluations) is not counted. Left out: {duration(history.paused)}."
-    )
-    return _loss(history, progress, "loss_time", "Loss against time", caption, history.streams)
+    return _loss(history, progress, "loss_time.png", history.streams)
 
 
 def loss_by_bytes(history: RunHistory) -> Drawing | None:
@@ -57,20 +44,11 @@ def loss_by_bytes(history: RunHistory) -> Drawing | None:
         return None
     unit, size = byte_unit(sent[-1])
     label = f"latents handed forward by parts, computed ({unit})"
-    number = {"fp32": 4, "bf16": 2}[history.config.parallel.wire]
-    caption = (
-        f"Computed, not measured: {number} bytes a number of each latent and 4 of each log-likelihood, for every "
-        "packet of training that crosses a border, within a process or between two. End to end nothing crosses "
-        "borders; that phase is left out."
-    )
     parts = [stream for stream in history.streams if stream.part is not None]
-    progress = Progress(label, lambda step: history.at(sent, step) / size)
-    return _loss(history, progress, "loss_bytes", "Loss against bytes sent forward", caption, parts)
+    return _loss(history, Progress(label, lambda step: history.at(sent, step) / size), "loss_bytes.png", parts)
 
 
-def _loss(
-    history: RunHistory, progress: Progress, name: str, title: str, caption: str, streams: list[PartMetrics]
-) -> Drawing:
+def _loss(history: RunHistory, progress: Progress, file: str, streams: list[PartMetrics]) -> Drawing:
     parts = max([stream.part + 1 for stream in history.streams if stream.part is not None], default=1)
     phases = [phase for phase in history.phases if any(len(stream.in_phase(phase.number).step) for stream in streams)]
     with new_figure(4.3 + 0.14 * parts) as (figure, png):
@@ -85,8 +63,7 @@ def _loss(
         axes.margins(x=0.01)
         _draw_strip(strip, progress, streams, phases, parts)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        caption += " What lies above the frame is cut off." if cut_off else ""
-        return Drawing(f"{name}.png", title, caption, png())
+        return Drawing(file, png(), cut_off)
 
 
 def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: Progress) -> Floats:
@@ -98,7 +75,7 @@ def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: P
         rows = stream.phase == number
         step, bits = stream.step[rows], stream.bits[rows]
         bits = np.where(np.isfinite(bits), bits, np.nan)
-        soft = _smoothed(bits, _window(history))
+        soft = _smoothed(bits, history.window)
         # A part rests while others before it take their turns: only a short rest is bridged by a line.
         gaps = np.flatnonzero(np.diff(step) > max(1, 0.02 * steps)) + 1
         x = np.insert(progress.of(step), gaps, np.nan)
@@ -111,37 +88,28 @@ def _draw_part(axes: Axes, history: RunHistory, stream: PartMetrics, progress: P
     return np.concatenate(values)
 
 
-def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phases: list[PhaseHistory]) -> Floats:
+def _draw_evaluations(axes: Axes, history: RunHistory, progress: Progress, phases: list[PhaseHistory]) -> list[float]:
     """Draws the evaluations; returns the values."""
     lines = [line for line in history.evaluations if any(phase.first <= line["step"] <= phase.last for phase in phases)]
     drawn: list[float] = []
+
+    def scatter(lines: list[dict[str, Any]], part: int, **look: Any) -> None:
+        if lines:
+            x = progress.of(np.array([line["step"] for line in lines], dtype=np.int64))
+            bits = [float(line["parts"][part]["bits_per_dim"]) for line in lines]
+            axes.scatter(x, bits, zorder=3, edgecolor="white", linewidth=0.5, **look)
+            drawn.extend(bits)
+
     for part in range(max((len(line["parts"]) for line in lines), default=0)):
         truncated = [line for line in lines if part < len(line["parts"]) - bool(line["complete"])]
-        look: dict[str, Any] = {"color": colour(part), "marker": "o", "s": 16, "linewidth": 0.5}
-        drawn += _scatter(axes, progress, truncated, part, look | {"label": f"{history.split}: behind part {part + 1}"})
+        scatter(truncated, part, color=colour(part), marker="o", s=16, label=f"{history.split}: after part {part + 1}")
     complete = [line for line in lines if line["complete"]]
-    model: dict[str, Any] = {"color": MODEL, "marker": "D", "s": 30, "linewidth": 0.5}
-    model["label"] = f"{history.split}: the model"
-    return np.array(drawn + _scatter(axes, progress, complete, -1, model))
-
-
-def _scatter(
-    axes: Axes, progress: Progress, lines: list[dict[str, Any]], part: int, look: dict[str, Any]
-) -> list[float]:
-    if not lines:
-        return []
-    bits = [float(line["parts"][part]["bits_per_dim"]) for line in lines]
-    x = progress.of(np.array([line["step"] for line in lines], dtype=np.int64))
-    axes.scatter(x, bits, zorder=3, edgecolor="white", **look)
-    return bits
+    scatter(complete, -1, color=MODEL, marker="D", s=30, label=f"{history.split}: the model")
+    return drawn
 
 
 def _draw_strip(
-    strip: Axes,
-    progress: Progress,
-    streams: list[PartMetrics],
-    phases: list[PhaseHistory],
-    parts: int,
+    strip: Axes, progress: Progress, streams: list[PartMetrics], phases: list[PhaseHistory], parts: int
 ) -> None:
     """Draws a bar per part wherever it learned, on the horizontal axis of the figure below."""
     for stream in streams:
@@ -164,12 +132,9 @@ def _draw_strip(
 
 def _spans(step: Integers, progress: Progress) -> list[tuple[float, float]]:
     """(begin, length) of each run of consecutive steps."""
-    if not len(step):
-        return []
-    breaks = np.flatnonzero(np.diff(step) > 1)
-    first, last = step[np.insert(breaks + 1, 0, 0)] - 1, step[np.append(breaks, len(step) - 1)]
-    begin = progress.of(first)
-    return list(zip(begin, progress.of(last) - begin, strict=True))
+    runs = [run for run in np.split(step, np.flatnonzero(np.diff(step) > 1) + 1) if len(run)]
+    ends = [progress.of(np.array([run[0] - 1, run[-1]])) for run in runs]
+    return [(begin, end - begin) for begin, end in ends]
 
 
 def _name_phases(strip: Axes, progress: Progress, phases: list[PhaseHistory]) -> None:
@@ -205,12 +170,7 @@ def _set_limits(axes: Axes, values: Floats) -> bool:
 def _label(history: RunHistory, stream: PartMetrics) -> str:
     if stream.part is None:
         return "end to end"
-    return f"behind part {stream.part + 1}" + (" (the model)" if stream.part + 1 == history.config.cut.parts else "")
-
-
-def _window(history: RunHistory) -> int:
-    """Over how many steps the loss is smoothed."""
-    return max(3, len(history.steps) // 60)
+    return f"after part {stream.part + 1}" + (" (the model)" if stream.part + 1 == history.config.cut.parts else "")
 
 
 def _smoothed(values: Floats, window: int) -> Floats:

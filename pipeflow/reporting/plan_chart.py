@@ -1,16 +1,13 @@
 """A plan as one picture: what each part costs, and images/s against the number of devices and the links' speed."""
 
-import io
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from ..planning import MADE_BY, Link, Plan, compare
-from .drawing import DPI, GREY, MODEL, PALETTE, STYLE
-from .plan_tables import speed
+from ..planning import Link, Plan, compare
+from ..units import speed
+from .drawing import GREY, MODEL, PALETTE, PLAN_MAKER, new_figure
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "one device": {"color": GREY, "linestyle": ":", "linewidth": 1.2},
@@ -22,21 +19,18 @@ _LOOKS: dict[str, dict[str, Any]] = {
 
 def chart(plan: Plan) -> bytes:
     """The picture, as a PNG."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11.0, 3.9), dpi=DPI, layout="constrained")
+    with new_figure(3.9, width=11.0, maker=PLAN_MAKER) as (figure, png):
         parts, devices, links = figure.subplots(1, 3, width_ratios=(1.0, 1.2, 1.2))
         _parts(parts, plan)
         _devices(devices, plan)
         _links(links, plan)
         config = plan.config
         figure.suptitle(
-            f"{config.data.name}, Glow {config.glow.levels} × {config.glow.steps} × {config.glow.hidden}, batches of "
+            f"{config.data.name}, {config.family}, batches of "
             f"{config.data.batch}; steps measured on {plan.device}, the rest computed",
             fontsize=10.5,
         )
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", metadata={"Software": MADE_BY})
-        return stream.getvalue()
+        return png()
 
 
 def _parts(axes: Axes, plan: Plan) -> None:
@@ -77,8 +71,12 @@ def _devices(axes: Axes, plan: Plan) -> None:
 def _links(axes: Axes, plan: Plan) -> None:
     """Images per second against the links' speed, with this cut by parts and the pipeline's best."""
     speeds = [float(value) for value in np.logspace(6, 12, 37)]
-    for way, rates in _by_link(plan, speeds).items():
-        axes.plot(speeds, rates, label=way, **{**_LOOKS[way], "marker": ""})
+    rates: dict[str, list[float]] = {}
+    for link in map(Link, speeds):
+        for forecast in compare(plan.profile, plan.borders, plan.config.data.batch, link, plan.replicas):
+            rates.setdefault(forecast.way, []).append(forecast.images_per_s)
+    for way, of_way in rates.items():
+        axes.plot(speeds, of_way, label=way, **{**_LOOKS[way], "marker": ""})
     axes.axvline(plan.link.bits_per_s, color=GREY, linewidth=0.8)
     axes.set_xscale("log")
     axes.minorticks_off()
@@ -87,13 +85,3 @@ def _links(axes: Axes, plan: Plan) -> None:
     axes.set(xlabel="speed of a link, one way", title=f"This cut, {devices} device{'s' * (devices != 1)}")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
-
-
-def _by_link(plan: Plan, speeds: list[float]) -> dict[str, list[float]]:
-    """Images per second of every way, against the speed of the link."""
-    batch = plan.config.data.batch
-    lines: dict[str, list[float]] = {}
-    for link in map(Link, speeds):
-        for forecast in compare(plan.profile, plan.borders, batch, link, plan.replicas):
-            lines.setdefault(forecast.way, []).append(forecast.images_per_s)
-    return lines

@@ -1,49 +1,159 @@
-"""A plan in its directory: `plan.json` and `plan.png`, which another plan may replace and nothing else may."""
+"""A plan for people: its tables for the terminal, and plan.json and plan.png, which only another plan may replace."""
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ..config import Config
-from ..planning import MADE_BY, Plan, PlanOptions, as_json, make_plan
+from ..planning import Placement, Plan, Profile, make_plan
 from ..storage import write_whole
+from ..units import amount, duration, rate, speed
+from .drawing import PLAN_MAKER
 from .plan_chart import chart
-from .plan_tables import tables
 
 
-def report_plan(config: Config, options: PlanOptions, out: str | None = None) -> str:
-    """Makes a plan, and writes plan.json and plan.png; a plan that is there is made anew.
+def report_plan(config: Config, out: str | None = None, **options: Any) -> str:
+    """Makes a plan, writes plan.json and plan.png into `out`, the run directory by default; returns the plan as tables.
 
-    Args:
-        config: the settings of the run.
-        options: what to plan for.
-        out: directory of the two files; the run directory by default.
-
-    Returns:
-        The plan as tables, and where the files are.
-
-    Raises:
-        ValueError: settings that `train` would refuse, or a directory that cannot be written; nothing was written.
+    A plan that is there is made anew; the other options are those of `make_plan`. A ValueError says what `train` would
+    refuse, or which file cannot be written.
     """
     directory = Path(out or config.run_dir)
-    _check_directory(directory, "--out" if out else "--run_dir")
-    plan = make_plan(config, options)
-    _write(directory, plan)
-    return f"{tables(plan)}\n\n{directory}: plan.json and plan.png are there."
-
-
-def _check_directory(directory: Path, option: str) -> None:
     if directory.exists() and not directory.is_dir():
+        option = "--out" if out else "--run_dir"
         raise ValueError(f"{option} {directory} is a file; it must be a directory, or not exist yet.")
     for file in (directory / "plan.json", directory / "plan.png"):
-        if file.exists() and MADE_BY.encode() not in file.read_bytes():
+        if file.exists() and PLAN_MAKER.encode() not in file.read_bytes():
             raise ValueError(f"{file} is no plan, and is not written over; give another --out.")
-
-
-def _write(directory: Path, plan: Plan) -> None:
-    text, picture = json.dumps(as_json(plan), indent=1), chart(plan)
+    plan = make_plan(config, **options)
+    text, picture = json.dumps({"made_by": PLAN_MAKER, **plan.as_dict()}, indent=1), chart(plan)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / "plan.png", picture)
         write_whole(directory / "plan.json", text + "\n")
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be written ({error.strerror}); give another --out.") from error
+    return f"{tables(plan)}\n\n{directory}: plan.json and plan.png are there."
+
+
+def tables(plan: Plan) -> str:
+    """All figures of a plan, some 40 lines of at most 120 letters."""
+    blocks = [_heading(plan), _parts(plan), _ways(plan), _best(plan), _phases(plan)]
+    if plan.placement:
+        blocks.append(_placement(plan.placement))
+    blocks += [f"Note: {caution}" for caution in plan.cautions]
+    return "\n\n".join(blocks)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines; the first column is set to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            word.ljust(width) if column == 0 else word.rjust(width)
+            for column, (word, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _heading(plan: Plan) -> str:
+    config, parameters = plan.config, sum(row.parameters for row in plan.parts)
+    threads = "" if plan.cuda else f", {config.parallel.threads} thread{'s' * (config.parallel.threads != 1)}"
+    return (
+        f"{config.family} on {config.data.name} {plan.image}, "
+        f"{parameters:,} parameters, batches of {config.data.batch}.\n"
+        f"Measured step by step on {plan.device}{threads}; everything else is computed."
+    )
+
+
+def _parts(plan: Plan) -> str:
+    rows = [["part", "flow steps", "parameters", "forward", "backward", "update", "share", "memory", "sends per batch"]]
+    for row in plan.parts:
+        steps = f"{row.flow_steps[0]} … {row.flow_steps[1]}"
+        times = [duration(seconds) for seconds in (row.forward_s, row.backward_s, row.update_s)]
+        memory = amount(row.memory_bytes) + _too_much(row.fits)
+        packet = f"{'×'.join(map(str, row.sent_shape))}  {amount(row.sent_bytes)}" if row.sent_shape else "–"
+        share = f"{100 * row.share:.0f} %"
+        rows.append([str(row.part), steps, f"{row.parameters:,}", *times, share, memory, packet])
+    working = " and working memory." if plan.cuda else ";\nnot counted: working memory, of which the CPU says nothing."
+    return (
+        f"{columns(rows)}\nA device has {amount(plan.memory_bytes)}. Counted: weights, gradients, moments, what is "
+        f"kept for the backward pass, packets{working}"
+    )
+
+
+def _ways(plan: Plan) -> str:
+    alone = plan.ways[0].images_per_s
+    rows = [
+        ["", "devices", "images/s", "× one device", "idle", "memory", "sends per batch", "cut, flow steps per part"]
+    ]
+    for way in plan.ways:
+        micro_batches = f", {count} micro-batch{'es' * (count != 1)}" if (count := way.micro_batches) else ""
+        speeds = [rate(way.images_per_s), f"{way.images_per_s / alone:.2f}", f"{100 * way.idle:.0f} %"]
+        memory = amount(way.memory_bytes) + _too_much(plan.fits(way))
+        cut = "–" if way.at is None else _sizes(plan.profile, way.at)
+        traffic = amount(way.sent_bytes) if way.sent_bytes else "–"
+        rows.append([way.way + micro_batches, str(way.devices), *speeds, memory, traffic, cut])
+    links = speed(plan.link.bits_per_s)
+    text = f"Expected with links of {links}, memory and bytes of the device with most:\n{columns(rows)}"
+    for way in plan.ways:
+        if way.way == "by parts":
+            least = speed(plan.least_link)
+            text += f"\nBy parts, {way.bound} sets the pace; with links of {least} or more no border does."
+    return text
+
+
+def _best(plan: Plan) -> str:
+    """For every number of devices: the best cut, and what the other ways do."""
+    others = ("DDP", "1F1B")
+    rows = [["devices", "best cut, flow steps per part", "by parts", *others, "memory by parts"]]
+    for devices, ways in enumerate(plan.best, 1):
+        by_name = {way.way: way for way in ways}
+        parts = by_name.get("by parts", by_name["one device"])
+        speeds = [rate(by_name[way].images_per_s) if way in by_name else "–" for way in others]
+        memory = amount(parts.memory_bytes) + _too_much(plan.fits(parts))
+        cut = _sizes(plan.profile, parts.at or ())
+        rows.append([str(devices), cut, rate(parts.images_per_s), *speeds, memory])
+    return f"The best cut for every number of devices, in images/s:\n{columns(rows)}"
+
+
+def _phases(plan: Plan) -> str:
+    rows = [["phase", "schedule", "steps", *plan.processes]]
+    for row in plan.phases:
+        cells = [f"{duration(row.seconds[name])}, {rate(row.images_per_s[name])} images/s" for name in plan.processes]
+        rows.append([str(row.number), row.schedule, f"{row.steps:,}", *cells])
+    return f"The phases, without evaluations and checkpoints:\n{columns(rows)}"
+
+
+def _placement(placement: Placement) -> str:
+    parts = [
+        f"part {held[0] + 1}" if len(held) == 1 else f"parts {held[0] + 1}–{held[-1] + 1}"
+        for held in (process.parts for process in placement.chain(0))
+    ]
+    rows, within = [["replica", *parts]], 0
+    for replica in range(placement.replicas):
+        crossings = placement.crossings(replica)
+        within += not crossings
+        cells = [
+            f"{process.host}:{process.gpu} rank {process.rank}" + (" →" if process.stage in crossings else "")
+            for process in placement.chain(replica)
+        ]
+        rows.append([str(replica + 1), *cells])
+    grid = f"{placement.stages} stages × {placement.replicas} replicas"
+    chains = f"{within} of {placement.replicas} chain{'s' * (placement.replicas != 1)} within a host"
+    arrows = "; → goes to another host" if within < placement.replicas else ""
+    return (
+        f"{placement.hosts} hosts × {placement.gpus_per_host} GPUs = {grid} (host:GPU, from 0; {chains}{arrows}):\n"
+        f"{columns(rows)}"
+    )
+
+
+def _sizes(profile: Profile, at: Sequence[int]) -> str:
+    return " + ".join(str(end - start) for start, end in pairwise([0, *at, len(profile.steps)]))
+
+
+def _too_much(fits: bool) -> str:
+    return "" if fits else " too much"

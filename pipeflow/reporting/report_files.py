@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from ..storage import write_whole
-from .comparison_figure import comparison_figure
 from .drawing import REPORT_MAKER, Drawing
 from .html import page
-from .ledger_figure import ledger_figure
 from .loss_figures import loss_by_bytes, loss_by_epoch, loss_by_time
-from .run_history import RunHistory, read_run
-from .time_shares_figure import time_shares_figure
+from .run_figures import comparison_figure, ledger_figure, time_shares_figure
+from .run_history import read_run
+
+_FIGURES = (loss_by_epoch, loss_by_time, loss_by_bytes, ledger_figure, time_shares_figure)
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -38,21 +39,18 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
         for history in histories
     ]
     _check_out(file)
-    drawings = [_draw(history, f"{number}-" * (len(runs) > 1)) for number, history in enumerate(histories, 1)]
+    drawings = []
+    for number, history in enumerate(histories, 1):
+        drawn, prefix = [draw(history) for draw in _FIGURES], f"{number}-" * (len(runs) > 1)
+        drawings.append([drawing._replace(file=prefix + drawing.file) for drawing in drawn if drawing])
     compared = comparison_figure(histories) if len(runs) > 1 else None
-    every = [drawing for of_run in drawings for drawing in of_run] + [drawing for drawing in [compared] if drawing]
+    every = [*chain.from_iterable(drawings), *([compared] if compared else [])]
     folder = file.with_suffix("")
     for drawing in every:
         if (folder / drawing.file).exists() and not _is_of_a_report(folder / drawing.file):
             raise ValueError(f"{folder / drawing.file} is no figure of a report, and is not written over.")
     _write(file, page(histories, drawings, compared), every)
     return file
-
-
-def _draw(history: RunHistory, prefix: str) -> list[Drawing]:
-    figures = (loss_by_epoch, loss_by_time, loss_by_bytes, ledger_figure, time_shares_figure)
-    drawings = [figure(history) for figure in figures]
-    return [replace(drawing, file=prefix + drawing.file) for drawing in drawings if drawing]
 
 
 def _check_out(file: Path) -> None:

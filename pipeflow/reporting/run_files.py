@@ -1,4 +1,4 @@
-"""The files of a run directory → checked values: settings, metrics, evaluations, checkpoints, result, samples.
+"""The files of a run directory → checked values: settings, metrics, evaluations, checkpoints, result.
 
 What a file does not say is None, never a guess; a damaged file is a ValueError that names it. The last line of a
 stream may be half written, since the run may be going on: it is left out.
@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -20,7 +20,7 @@ from ..storage import END_TO_END, Manifest, RunDirectory, checkpoint, part_strea
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 _LEDGER = {"log_det", "split_prior", "prior", "bits_per_dim"}
-_FLOATS = ("time", "bits_per_dim", "wait_s", "send_s", "compute_s")
+_WHOLE, _FLOATS = ("step", "phase"), ("time", "bits_per_dim", "wait_s", "send_s", "compute_s")
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,8 @@ class PartMetrics:
         return PartMetrics(self.part, *(getattr(self, name)[rows] for name in list(vars(self))[1:]))
 
 
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A checkpoint on disk.
-
-    Attributes:
-        step: of the run.
-        bits_per_dim: of the model on the split on which the run is evaluated; None where it was not.
-        bytes: size on disk.
-        wrong: why its manifest cannot be read, if it cannot.
-    """
+class SavedCheckpoint(NamedTuple):
+    """A checkpoint on disk: its size, its model's bits/dim if evaluated, or why its manifest cannot be read."""
 
     step: int
     bits_per_dim: float | None
@@ -126,18 +118,15 @@ def read_evaluations(file: Path) -> list[dict[str, Any]]:
 
 def read_metrics(run: RunDirectory) -> list[PartMetrics]:
     """The metrics of the parts in order, then of the whole model end to end; only those that have figures."""
-    names: list[tuple[str, int | None]] = [(part_stream(part), part) for part in run.recorded_parts()]
-    streams = [_read_part(run.stream(name), part) for name, part in [*names, (END_TO_END, None)]]
-    return [stream for stream in streams if len(stream.step)]
-
-
-def _read_part(file: Path, part: int | None) -> PartMetrics:
-    lines = read_lines(file, ("step", "phase", "learn", *_FLOATS))
-    step, phase = (np.array([line[name] for line in lines], dtype=np.int64) for name in ("step", "phase"))
-    learn = np.array([line["learn"] for line in lines], dtype=np.bool_)
-    time, bits, wait, send, compute = (np.array([line[name] for line in lines], dtype=np.float64) for name in _FLOATS)
-    drift = np.array([line.get("drift", np.nan) for line in lines], dtype=np.float64)
-    return PartMetrics(part, step, phase, learn, time, bits, wait, send, compute, drift)
+    names: list[tuple[int | None, str]] = [(part, part_stream(part)) for part in run.recorded_parts()]
+    streams = []
+    for part, name in [*names, (None, END_TO_END)]:
+        if lines := read_lines(run.stream(name), (*_WHOLE, "learn", *_FLOATS)):
+            step, phase = (np.array([line[name] for line in lines], dtype=np.int64) for name in _WHOLE)
+            learn = np.array([line["learn"] for line in lines], dtype=np.bool_)
+            floats = ([line.get(name, np.nan) for line in lines] for name in (*_FLOATS, "drift"))
+            streams.append(PartMetrics(part, step, phase, learn, *(np.array(column, np.float64) for column in floats)))
+    return streams
 
 
 def read_result(file: Path) -> dict[str, Any] | None:

@@ -6,36 +6,25 @@ weights are loaded.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import Config, PhaseConfig, phase_steps
+from ..model import FAMILIES
 from ..storage import CHECKPOINTS, EVALUATION, Manifest, RunDirectory
-from .run_files import (
-    Floats,
-    Integers,
-    PartMetrics,
-    SavedCheckpoint,
-    read_bytes,
-    read_checkpoints,
-    read_evaluations,
-    read_lines,
-    read_metrics,
-    read_result,
-    read_settings,
-)
+from . import run_files
+from .run_files import Floats, Integers, PartMetrics, SavedCheckpoint
 from .training_clock import bytes_handed_forward, training_seconds
 
 
-@dataclass(frozen=True)
-class PhaseHistory:
+class PhaseHistory(NamedTuple):
     """A phase, as far as it has been carried out.
 
     Attributes:
-        number: of the phase, from 1.
-        config: its settings.
+        number, config: of the phase, from 1, and its settings.
         first, last: steps of the run that belong to it.
         ended: what the run says of it after its end: "seconds", "train_seconds", "images_per_s"; None before.
     """
@@ -54,22 +43,22 @@ class PhaseHistory:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What the files of a run say.
+    """What the files of a run say; every list is in order.
 
     Attributes:
         directory, name: of the run.
         config: its settings; `config_yaml` is the file that holds them.
-        earlier_configs: (step, settings) that held until a step, before these; in order.
-        phases: those that have begun, in order.
-        streams: metrics of the parts in order, then end to end; only those that have figures.
-        evaluations: on `split`, in order.
-        saves: step → how long its checkpoint held training up and was written, in order.
-        checkpoints: those that are on disk, in order.
+        earlier_configs: (step, settings) that held until a step, before these.
+        phases: those that have begun.
+        streams: metrics of the parts, then end to end; only those that have figures.
+        evaluations: on `split`.
+        saves: step → how long its checkpoint held training up and was written.
+        checkpoints: those that are on disk.
         newest: the newest readable manifest.
         result: of a finished run.
         samples: (step, PNG) of the sheets of samples.
-        steps, seconds, sent: for every step taken, in order: its number, seconds of training until its end, and bytes
-            of latents that parts have handed forward until then; the last is None where the image's shape is unknown.
+        steps, seconds, sent: for every step taken: its number, seconds of training until its end, and bytes of latents
+            that parts have handed forward until then; the last is None where the image's shape is unknown.
         paused: seconds of pauses that `seconds` leaves out.
     """
 
@@ -107,6 +96,11 @@ class RunHistory:
         return self.evaluations[-1]["step"] / self.evaluations[-1]["epoch"] if self.evaluations else None
 
     @property
+    def window(self) -> int:
+        """Over how many steps figures smooth the loss."""
+        return max(3, len(self.steps) // 60)
+
+    @property
     def planned_steps(self) -> int | None:
         """The step at which the run will be complete, or was; None where that is not known yet."""
         if not self.epoch_steps:
@@ -127,6 +121,11 @@ class RunHistory:
             return {"bits_per_dim": self.result["test_bits_per_dim"], "complete": True}
         return self.evaluations[-1] if self.evaluations else None
 
+    @property
+    def last_seen(self) -> datetime:
+        """When the last metrics were taken, in UTC."""
+        return datetime.fromtimestamp(max(float(stream.time[-1]) for stream in self.streams), UTC)
+
     def phase_at(self, step: int) -> PhaseHistory | None:
         """The phase that a step belongs to."""
         return next((phase for phase in self.phases if phase.first <= step <= phase.last), None)
@@ -139,38 +138,36 @@ class RunHistory:
 
 
 def read_run(directory: str | Path) -> RunHistory:
-    """Reads a run directory.
-
-    Raises:
-        ValueError: it is no run, has no metrics yet, or a file of it is damaged.
-    """
+    """Reads a run directory; a ValueError if it is no run, has no metrics yet, or a file of it is damaged."""
     run = RunDirectory(Path(directory))
     if not run.settings.is_file():
         raise ValueError(f"{run.path} is no run directory: it has no config.yaml.")
-    config = read_settings(run.settings)
-    streams = read_metrics(run)
+    config = run_files.read_settings(run.settings)
+    streams = run_files.read_metrics(run)
     if not streams:
         raise ValueError(
             f"{run.path} has no metrics yet: no step has been written down. Ask again when it has trained."
         )
-    evaluations = read_evaluations(run.stream(EVALUATION))
-    checkpoints, newest = read_checkpoints(run)
+    evaluations = run_files.read_evaluations(run.stream(EVALUATION))
+    checkpoints, newest = run_files.read_checkpoints(run)
     steps = np.unique(np.concatenate([stream.step for stream in streams]))
-    result = read_result(run.result)
-    if result and _goes_on(result, config, evaluations, int(steps[-1])):
-        result = None
+    result = run_files.read_result(run.result)
+    if result and (
+        len(result["phases"]) < len(config.phases) or (evaluations and evaluations[-1]["step"] < int(steps[-1]))
+    ):
+        result = None  # the run went on after this result was written
     phases = _phases(run, config, streams, result["phases"] if result else newest.phases if newest else [])
     seconds, paused = training_seconds(steps, streams, [(phase.first, phase.last) for phase in phases])
-    earlier_configs = [(step, read_settings(path)) for step, path in run.earlier_settings()]
-    saves = read_lines(run.stream(CHECKPOINTS), ("step", "stall_s", "write_s", "bytes"))
+    earlier_configs = [(step, run_files.read_settings(path)) for step, path in run.earlier_settings()]
+    saves = run_files.read_lines(run.stream(CHECKPOINTS), ("step", "stall_s", "write_s", "bytes"))
     sent = None
-    if newest and config.flow == "glow":  # the shapes inside a flow of a script's own only that script knows
+    if newest and config.flow in FAMILIES:  # the shapes inside a flow of a script's own only that script knows
         sent = bytes_handed_forward(steps, streams, [*earlier_configs, (int(steps[-1]), config)], newest.image)
     return RunHistory(
         directory=run.path,
         name=run.path.resolve().name,
         config=config,
-        config_yaml=read_bytes(run.settings).decode(),
+        config_yaml=run_files.read_bytes(run.settings).decode(),
         earlier_configs=earlier_configs,
         phases=phases,
         streams=streams,
@@ -179,17 +176,12 @@ def read_run(directory: str | Path) -> RunHistory:
         checkpoints=checkpoints,
         newest=newest,
         result=result,
-        samples=[(step, read_bytes(path)) for step, path in run.drawn_samples()],
+        samples=[(step, run_files.read_bytes(path)) for step, path in run.drawn_samples()],
         steps=steps,
         seconds=seconds,
         sent=sent,
         paused=paused,
     )
-
-
-def _goes_on(result: dict[str, Any], config: Config, evaluations: list[dict[str, Any]], reached: int) -> bool:
-    """Whether the run went on after this result was written."""
-    return len(result["phases"]) < len(config.phases) or bool(evaluations and evaluations[-1]["step"] < reached)
 
 
 def _phases(

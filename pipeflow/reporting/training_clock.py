@@ -1,13 +1,12 @@
 """What every step of a run cost: seconds of training without pauses, and bytes that parts handed forward."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
+import torch
 
 from ..config import Config
-from ..flow import Event
-from ..model import cut_steps, glow_steps, scheme_cut
+from ..model import cut_steps, family_cut, family_steps
 from .run_files import Floats, Integers, PartMetrics
 
 PAUSE = 20  # a step that took so many times the median of its phase was waiting for something else than training
@@ -18,10 +17,7 @@ def training_seconds(
 ) -> tuple[Floats, float]:
     """Seconds of training from the first step's end until every step's, and the seconds of pauses left out of them.
 
-    Args:
-        steps: all steps taken, in order.
-        streams: the metrics, with the time at which each part was done with its step.
-        phases: (first, last) step of each phase.
+    `steps` are all steps taken, in order; `phases` the (first, last) of each phase.
     """
     done = np.zeros(len(steps))
     for stream in streams:
@@ -42,15 +38,12 @@ def bytes_handed_forward(
 ) -> Floats:
     """Bytes until every step: a packet crosses a border where the part after it took one.
 
-    Args:
-        steps: all steps taken, in order.
-        streams: the metrics of the parts.
-        configs: (step, settings that held until it), in order.
-        image: channels, height and width.
+    `steps` are all steps taken, in order; `configs` the (step, settings that held until it), in order; `image` is
+    (C, H, W).
     """
     sent, first = np.zeros(len(steps)), 0
     for until, config in configs:
-        costs = border_bytes(config, image)
+        costs = _border_bytes(config, image)
         for stream in streams:
             if stream.part and stream.part <= len(costs):
                 taken = stream.step[(stream.step > first) & (stream.step <= until)]
@@ -59,15 +52,10 @@ def bytes_handed_forward(
     return np.cumsum(sent)
 
 
-def border_bytes(config: Config, image: Sequence[int]) -> list[int]:
-    """Bytes of one packet at each border, with the latents as `parallel.wire` sends them.
-
-    Args:
-        config: model, cut and batch.
-        image: channels, height and width.
-    """
+def _border_bytes(config: Config, image: Sequence[int]) -> list[int]:
+    """Bytes of one packet at each border, with the latents as `parallel.wire` sends them."""
     channels, height, width = image
-    event: Event = (channels, height, width)
-    steps = glow_steps(replace(config.glow, hidden=1), event, config.seed)  # shapes do not depend on the width
-    parts = cut_steps(steps, scheme_cut(config.cut, config.glow.levels, config.glow.steps), event)
+    event = (channels, height, width)
+    with torch.device("meta"):  # shapes need no weights
+        parts = cut_steps(family_steps(config.family, event), family_cut(config.cut, config.family), event)
     return [config.data.batch * config.parallel.bytes_per_image(part.event_out) for part in parts[:-1]]

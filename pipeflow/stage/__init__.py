@@ -1,7 +1,7 @@
 """One part at work on one batch: forward, send, loss, backward, update."""
 
 from .adaptive_clip import AdaptiveClip
-from .cuda_graphs import CudaRecorder, RecordedStep
+from .cuda_graphs import CudaRecorder, RecordedStep, Recorder
 from .ema import Average
 from .optimizer import NORM, NamedParameters, OptimizerName, load_moments, make_optimizer, named_moments
 from .pipeline_stage import PipelineModule, PipelineStage
@@ -22,6 +22,7 @@ __all__ = [
     "PipelineModule",
     "PipelineStage",
     "RecordedStep",
+    "Recorder",
     "Report",
     "Stage",
     "Update",

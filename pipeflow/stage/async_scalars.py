@@ -21,9 +21,10 @@ class AsyncScalars:
         self._copy = torch.stack([number.float() for number in numbers])
         self._arrived: torch.cuda.Event | None = None
         if self._copy.is_cuda:
+            device = self._copy.device
             self._copy = torch.empty(len(numbers), pin_memory=True).copy_(self._copy, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # no core spins for it
+            self._arrived.record(torch.cuda.current_stream(device))
 
     def read(self) -> list[float]:
         """The numbers; waits until they are there."""

@@ -15,6 +15,7 @@ then libraries have chosen their kernels and moments and averages exist. Recordi
 trace in weights or moments, and those first batches are batches like any other.
 """
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
@@ -61,11 +62,27 @@ class CudaRecorder:
         return result
 
     def record(self, work: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        """A graph that `torch.cuda.CUDAGraph.replay` puts on the stream in use."""
+        """A graph that `torch.cuda.CUDAGraph.replay` puts on the stream in use.
+
+        Raises:
+            ValueError: the work cannot be recorded.
+        """
         graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile (NCCL asks its events, checkpoints are copied) does not concern the recording.
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            result = work()
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()  # to destroy another graph would break the recording
+        try:
+            # What other threads do (NCCL asks its events, checkpoints are copied) does not concern the recording.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError as error:
+            why = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"cuda_graphs is on, but a training step cannot be recorded; leave it off ({why})."
+            ) from error
+        finally:
+            if collects:
+                gc.enable()
         return graph.replay, result
 
 

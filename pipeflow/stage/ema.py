@@ -34,10 +34,18 @@ class Average:
         """Takes the weights in as they are now; `changed`, a scalar on their device, says whether they did change."""
         if self.decay is None:
             return
-        weight = 1.0 - self.decay if changed is None else changed * (1.0 - self.decay)
+        averages, weights = [], []
         for name, parameter in self.named:
-            key = f"{SLOT}/{name}"
-            if key in self.values:
-                local_tensor(self.values[key]).lerp_(local_tensor(parameter), weight)
+            if (average := self.values.get(f"{SLOT}/{name}")) is None:
+                self.values[f"{SLOT}/{name}"] = parameter.clone()
             else:
-                self.values[key] = parameter.clone()
+                averages.append(local_tensor(average))
+                weights.append(local_tensor(parameter))
+        if not averages:
+            return
+        if changed is None:
+            torch._foreach_lerp_(averages, weights, 1.0 - self.decay)
+        else:  # of a scalar on the device, PyTorch has no fused form
+            steps = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(steps, changed * (1.0 - self.decay))
+            torch._foreach_add_(averages, steps)

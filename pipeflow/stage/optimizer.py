@@ -58,7 +58,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def keep_lr_on_device(optimizer: torch.optim.Optimizer) -> None:
     """A fused optimizer reads its learning rate from the device from now on; float32, as its kernels want it."""
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+        group["lr"] = torch.full((), group["lr"], dtype=torch.float32, device=group["params"][0].device)
 
 
 def allow_recording(optimizer: torch.optim.Optimizer) -> None:

@@ -72,7 +72,9 @@ class EagerStep:
             loss = self._shares[number] * loss
         if number == 0:
             self._update.optimizer.zero_grad()
-        torch.autograd.backward(loss, torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
+        with torch.no_grad():
+            factor = 1 + 0 * loss  # NaN where the loss is not finite
+        torch.autograd.backward(loss, factor)
         return loss
 
     def update(self) -> Tensor:

@@ -1,34 +1,9 @@
 """What a run leaves on disk, and how it is read back."""
 
 from .async_saver import Saver
-from .atomic import write_whole
 from .checkpoint import CheckpointConfig
-from .jsonl import Stream, rewind
-from .manifest import Manifest
-from .run_directory import CHECKPOINTS, END_TO_END, EVALUATION, MODEL, RunDirectory, part_stream, run_of
+from .files import Stream, rewind, write_whole
+from .manifest import Manifest, check_own
+from .run_directory import CHECKPOINTS, END_TO_END, EVALUATION, MANIFEST, MODEL, RunDirectory, part_stream, run_of
 from .run_lock import claim, release
-from .verify import check_names, check_own, check_tensors, check_values, is_provisional, owner_of
-
-__all__ = [
-    "CHECKPOINTS",
-    "END_TO_END",
-    "EVALUATION",
-    "MODEL",
-    "CheckpointConfig",
-    "Manifest",
-    "RunDirectory",
-    "Saver",
-    "Stream",
-    "check_names",
-    "check_own",
-    "check_tensors",
-    "check_values",
-    "claim",
-    "is_provisional",
-    "owner_of",
-    "part_stream",
-    "release",
-    "rewind",
-    "run_of",
-    "write_whole",
-]
+from .verify import check_names, check_values, is_provisional, owner_of

@@ -17,7 +17,7 @@ from ..distributed import World
 from ..errors import LostError, SaveError
 from . import checkpoint
 from .checkpoint import CheckpointConfig
-from .jsonl import Stream
+from .files import Stream
 from .manifest import Manifest
 from .run_directory import CHECKPOINTS, RunDirectory
 
@@ -27,14 +27,8 @@ _POLL_S = 0.02
 class Saver:
     """Writes the checkpoints of a run; every process has one.
 
-    Args:
-        world: the processes.
-        run: the run directory, shared by all processes.
-        config: how many checkpoints stay.
-        step: at which the run begins or goes on; later checkpoints were found damaged, and lose their names.
-
-    Raises:
-        SaveError: from every method, if an earlier checkpoint could not be written.
+    The run directory is shared by all processes. `step` is where the run begins or goes on: later checkpoints were
+    found damaged, and lose their names. Every method raises a SaveError if an earlier checkpoint could not be written.
     """
 
     def __init__(self, world: World, run: Path, config: CheckpointConfig, step: int = 0) -> None:
@@ -46,14 +40,9 @@ class Saver:
             world.on_rank_0(lambda: self._sweep(step))
 
     def save(self, parts: dict[int, dict[str, Tensor]], manifest: Manifest) -> Path:
-        """Copies the tensors and returns; the checkpoint is there some time later. Every process must call it.
+        """Copies the tensors and returns where the checkpoint will be some time later; every process must call it.
 
-        Args:
-            parts: position → tensors of the parts that this process holds.
-            manifest: without `files`.
-
-        Returns:
-            Where the checkpoint will be.
+        `parts`: position → tensors of the parts that this process holds; `manifest` is without `files`.
         """
         began = time.perf_counter()
         self.wait()

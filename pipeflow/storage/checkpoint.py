@@ -6,9 +6,11 @@ the directory renamed into place after it, so that a directory called `step-<n>`
 verifies the checksums; each then reads the tensors of its own parts by name, whichever file they are in.
 """
 
+import dataclasses
 import hashlib
+import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,10 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from ..settings import AtLeast1, settings
-from .atomic import sync_folder, write_whole
-from .manifest import Manifest, manifest_file, manifest_json
+from .files import sync_folder, write_whole
+from .manifest import Manifest
 from .manifest import read_manifest as read_manifest
-from .run_directory import RunDirectory
+from .run_directory import MANIFEST, RunDirectory
 
 
 @settings("checkpoint")
@@ -41,14 +43,7 @@ class CheckpointConfig:
 
 
 def write_part(partial: Path, part: int, tensors: dict[str, Tensor]) -> tuple[str, str, int]:
-    """Writes a part's file into a directory that is not a checkpoint yet.
-
-    Returns:
-        Its name, its SHA-256 and its size in bytes.
-
-    Raises:
-        OSError: the run directory is gone, the disk is full, or refuses.
-    """
+    """Writes a part's file into a directory that is not a checkpoint yet; returns its name, SHA-256 and bytes."""
     for folder in (partial.parent, partial):
         folder.mkdir(exist_ok=True)
     data = bytes_of(tensors)
@@ -60,7 +55,7 @@ def write_part(partial: Path, part: int, tensors: dict[str, Tensor]) -> tuple[st
 def publish(partial: Path, manifest: Manifest) -> Path:
     """Writes the manifest, when all files are there, and gives the directory its name, `step-<n>`."""
     final = partial.with_name(f"step-{manifest.step}")
-    write_whole(manifest_file(partial), manifest_json(manifest), durable=True)
+    write_whole(partial / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", durable=True)
     sync_folder(partial)
     partial.rename(final)
     sync_folder(final.parent)
@@ -94,13 +89,9 @@ def discard(directory: Path) -> None:
 
 
 def verify(directory: Path) -> Manifest:
-    """Reads every file of a checkpoint once and compares it with its checksum.
+    """Reads every file of a checkpoint once and compares it with its checksum; returns the manifest.
 
-    Returns:
-        The manifest.
-
-    Raises:
-        ValueError: no manifest, a file that is missing or damaged, or a format of another version.
+    A ValueError says that there is no manifest, which file is missing or damaged, or that its format is another.
     """
     manifest = read_manifest(directory)
     for name, digest in manifest.files.items():
@@ -117,8 +108,7 @@ def verify(directory: Path) -> Manifest:
 def locate_tensors(directory: Path, manifest: Manifest) -> dict[str, Path]:
     """Global name → the file that holds the tensor; reads the heads of the files only.
 
-    Raises:
-        ValueError: a file is no safetensors file, or two hold a tensor of the same name.
+    A ValueError says which file is no safetensors file, or holds a tensor of a name that another one holds.
     """
     found: dict[str, Path] = {}
     for file in (directory / name for name in manifest.files):
@@ -133,12 +123,7 @@ def locate_tensors(directory: Path, manifest: Manifest) -> dict[str, Path]:
 def read_tensors(located: Mapping[str, Path], names: Collection[str]) -> dict[str, Tensor]:
     """Reads some tensors by global name, and nothing of the others; nothing in a file is ever run as code.
 
-    Args:
-        located: as `locate_tensors` returns it.
-        names: those that are not in the checkpoint are left out.
-
-    Raises:
-        ValueError: a file is no safetensors file.
+    `located` is what `locate_tensors` returned; names that are not in it are left out.
     """
     wanted: dict[Path, list[str]] = {}
     for name in names:
@@ -158,13 +143,16 @@ def load(directory: Path) -> tuple[dict[str, Tensor], Manifest]:
     return read_tensors(located, located), manifest
 
 
-def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is not damaged, if there is one, and what is wrong with newer ones."""
+def newest(run: Path, accept: Callable[[Path], object] = verify) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is not damaged, if there is one, and what is wrong with newer ones.
+
+    `accept` reads a checkpoint, and raises a ValueError if it is damaged.
+    """
     wrong: list[str] = []
     for step in reversed(steps_saved(run)):
         directory = RunDirectory(run).checkpoint(step)
         try:
-            verify(directory)
+            accept(directory)
         except ValueError as error:
             wrong.append(str(error))
         else:

@@ -1,6 +1,5 @@
 """`manifest.json`: what a checkpoint says of itself, checked as it is read."""
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from .run_directory import MANIFEST
+
 FORMAT = 2
-_FILE = "manifest.json"
 
 
 def _all_parts(files: dict[str, str]) -> dict[str, str]:
@@ -78,27 +78,13 @@ class Manifest:
 _READER = TypeAdapter(Manifest)
 
 
-def manifest_file(checkpoint: Path) -> Path:
-    """Where the manifest of a checkpoint is."""
-    return checkpoint / _FILE
-
-
-def manifest_json(manifest: Manifest) -> str:
-    """The content of `manifest.json`."""
-    return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
-
-
 def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint, its form checked.
-
-    Raises:
-        ValueError: there is none, it is damaged, or its format is of another version.
-    """
-    file = manifest_file(checkpoint)
+    """The manifest of a checkpoint; a ValueError if there is none, it is damaged, or of another version."""
+    file = checkpoint / MANIFEST
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint: it has no {_FILE}.") from error
+        raise ValueError(f"{checkpoint} is no checkpoint: it has no {MANIFEST}.") from error
     try:
         found = json.loads(content)
     except ValueError:
@@ -124,3 +110,14 @@ def _sentence(error: ValidationError, found: dict[str, Any]) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"{name} is no entry of a manifest"
     return f"{name} is {json.dumps(found[name])[:80]}" if name in found else f"{name} is missing"
+
+
+def check_own(own: dict[str, str], manifest: Manifest, source: Path) -> None:
+    """A ValueError where a script hands over another flow, or other data, than those of the checkpoint."""
+    for what, digest in own.items():
+        if manifest.own.get(what, digest) != digest:
+            raise ValueError(
+                f"The {what} handed over {'is' if what == 'flow' else 'are'} not what {source} was made with (hash "
+                f"{digest}, there {manifest.own[what]}); what a run has begun with cannot change. Hand over the same, "
+                "or start a new run."
+            )

@@ -3,11 +3,9 @@
 import re
 from pathlib import Path
 
-END_TO_END = "end_to_end"
-EVALUATION = "evaluation"
-CHECKPOINTS = "checkpoints"
-MODEL = "model"
-"""Streams besides those of parts; `MODEL` is TensorBoard's name for evaluations and samples."""
+MANIFEST = "manifest.json"
+END_TO_END, EVALUATION, CHECKPOINTS = "end_to_end", "evaluation", "checkpoints"  # streams besides those of parts
+MODEL = "model"  # TensorBoard's name for evaluations and samples
 
 
 def part_stream(part: int) -> str:
@@ -16,30 +14,17 @@ def part_stream(part: int) -> str:
 
 
 class RunDirectory:
-    """Where the files of a run are; nothing is made here.
-
-    Args:
-        path: of the directory.
-
-    Attributes:
-        settings: all settings, as YAML.
-        result: what the finished run has reached.
-        plan: what `pipeflow.plan` measured.
-        lock: names the process that trains here; locked, and there, as long as it does.
-        checkpoints, metrics, samples: folders of `step-<n>/`, `<stream>.jsonl` and `step-<n>.png`.
-        rejoin: folder of what processes keep so that a lost one can be replaced alone.
-    """
+    """Where the files of a run are; nothing is made here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings = path / "config.yaml"
         self.result = path / "result.json"
-        self.plan = path / "plan.json"
-        self.lock = path / "lock"
+        self.lock = path / "lock"  # names the process that trains here; locked, and there, as long as it does
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics"
         self.samples = path / "samples"
-        self.rejoin = path / "rejoin"
+        self.rejoin = path / "rejoin"  # what processes keep so that a lost one can be replaced alone
 
     def checkpoint(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -80,7 +65,7 @@ class RunDirectory:
     def saved_steps(self) -> list[int]:
         """The steps that have a checkpoint, damaged or not, in order."""
         found = _numbered(self.checkpoints, r"step-(\d+)")
-        return [step for step, path in found if (path / "manifest.json").is_file()]
+        return [step for step, path in found if (path / MANIFEST).is_file()]
 
 
 def run_of(checkpoint: Path) -> Path:

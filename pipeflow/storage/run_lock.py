@@ -22,12 +22,9 @@ _held: dict[Path, int] = {}
 def claim(directory: Path, rank: int | None = None) -> bool:
     """Locks a run directory for the processes of this run; call it before anything in the directory is read.
 
-    Rank 0 holds the lock until it ends or releases it; to claim it again changes nothing. The other ranks only look
-    whether another run holds it. A directory that does not exist yet is not locked.
-
-    Args:
-        directory: of the run.
-        rank: of this process; by default what the environment says.
+    Rank 0 holds the lock until it ends or releases it; to claim it again changes nothing. The other ranks (by default
+    the environment says which this is) only look whether another run holds it. A directory that does not exist yet is
+    not locked.
 
     Returns:
         Whether this process has just taken the lock.

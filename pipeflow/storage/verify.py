@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to this model: names, shapes, kinds, finite values."""
+"""Whether the tensors of a checkpoint belong to this model: names, shapes, kinds, finite values."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -6,22 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .manifest import Manifest
-
-
-def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
-    """`check_names` and `check_values` of a checkpoint that was read as a whole."""
-    check_names(expected, tensors, source)
-    check_values(expected, tensors, source)
-
 
 def check_names(expected: Collection[str], names: Collection[str], source: Path) -> None:
-    """A ValueError where the tensors are not the model's.
+    """A ValueError where a checkpoint's tensors, moments ("<slot>/<global name>") included, are not the model's.
 
-    Args:
-        expected: the global names of the model's state; its provisional priors may be others than the checkpoint's.
-        names: of what the checkpoint holds, moments ("<slot>/<global name>") included.
-        source: the checkpoint, for sentences.
+    Provisional priors may be others than the checkpoint's; `source` is the checkpoint, for sentences.
     """
     if missing := [name for name in expected if name not in names and not is_provisional(name)]:
         raise ValueError(
@@ -43,17 +32,6 @@ def check_values(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], 
             raise ValueError(f"{source} holds {name} as {tensor.dtype}; here it must be {model.dtype}.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{source} holds values of {name} that are not finite.")
-
-
-def check_own(own: dict[str, str], manifest: Manifest, source: Path) -> None:
-    """A ValueError where a script hands over another flow, or other data, than those of the checkpoint."""
-    for what, digest in own.items():
-        if manifest.own.get(what, digest) != digest:
-            raise ValueError(
-                f"The {what} handed over {'is' if what == 'flow' else 'are'} not what {source} was made with (hash "
-                f"{digest}, there {manifest.own[what]}); what a run has begun with cannot change. Hand over the same, "
-                "or start a new run."
-            )
 
 
 def is_provisional(name: str) -> bool:

@@ -8,14 +8,22 @@ run is asked to stop fewer cross: then a last message, which nobody looks at, an
 
 What guards a buffer: before the sender writes into one, it waits for the transfer that has used it; of the two that are
 received into, one is posted again when the next packet is taken from the other. On the CPU the host does all of this in
-order. NCCL's `wait` holds back the stream in use, not the host, and its transfers wait for what that stream was given,
-so the same order holds on the device. Through pinned memory the transport is the host's, and copies have a stream of
-their own, with events before and behind them (pinned_staging.py).
+order. Over NCCL it does as well: the host asks whether a transfer has completed, until it has or is overdue, and then
+`wait` makes the stream in use wait for it too. Through pinned memory the transport is the host's, and copies have a
+stream of their own, with events before and behind them (pinned_staging.py).
+
+Two rules come from NCCL. Between opening a link and its first send, no process may wait for another in any other way,
+nor synchronise the device: the receive posted ahead may be a kernel that runs until its packet comes, and the first
+transfer between two processes may hold the host until the other one begins it as well (torch's older backend connects
+then; the newer one does when the group is opened). And no transfer has a time-out of the transport's own but one so
+long that it never passes first (process_groups.py): NCCL counts it from when the transfer was posted, though nobody may
+wait for it yet, and ends the process.
 
 A link may carry latents in fewer bits than they are computed in. A `LocalLink` rounds them just as well, so that what
 is learned does not depend on which borders lie between processes; the log-likelihood is never rounded.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -29,6 +37,8 @@ from ..distributed import Pulse, bytes_per_image, lost_error
 from ..flow import Event, Packet
 from .pinned_staging import Direct, Staged
 
+_POLL_S = 2e-4
+
 
 class Border(NamedTuple):
     """One end of a border between two processes, and what crosses it.
@@ -41,7 +51,7 @@ class Border(NamedTuple):
         sizes: images per packet, of one packet after another, again and again.
         packets: how many cross before the link closes.
         depth: sends in flight.
-        timeout_s: how long a packet that is due may take.
+        timeout_s: how long a packet that is due may take, from when it is waited for.
         device: where packets are made and used.
         staged: packets travel through pinned host memory.
         pulse: of this process, which says for whom it waits.
@@ -86,11 +96,24 @@ class Border(NamedTuple):
     def wait(self, work: Any, number: int) -> None:
         """Waits for a transfer, or raises LostError with the border's name and the packet's number."""
         with self.pulse.waiting(self.peer):
-            self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+            if dist.get_backend(self.group) == "gloo":  # which looks whether a transfer has completed in `wait` only
+                self._attempt(lambda: work.wait(timedelta(seconds=self.timeout_s)), number)
+            else:
+                self._attempt(lambda: self._poll(work), number)
+
+    def _poll(self, work: Any) -> None:
+        """Waits on the host until a transfer has completed, then lets the stream in use wait for it."""
+        until = time.monotonic() + self.timeout_s
+        while not work.is_completed():
+            if time.monotonic() > until:
+                raise RuntimeError(f"timed out after {self.timeout_s:g} s")
+            time.sleep(_POLL_S)
+        work.wait()  # raises what the transport has found
 
     def start(self, transfer: Callable[..., Any], buffer: Tensor, number: int) -> Any:
         """Starts `dist.isend` or `dist.irecv` of a buffer."""
-        return self._attempt(lambda: transfer(buffer, self.peer, group=self.group), number)
+        with self.pulse.waiting(self.peer):  # the first one may have to connect
+            return self._attempt(lambda: transfer(buffer, self.peer, group=self.group), number)
 
     def _attempt(self, action: Callable[[], Any], number: int) -> Any:
         try:

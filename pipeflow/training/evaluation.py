@@ -44,7 +44,7 @@ class Ledger:
         """For people: one line per part."""
         lines = [f"  dequantisation {self.dequantisation:9.4f}"] if self.dequantisation else []  # none for points
         for number, part in enumerate(self.parts, 1):
-            label = "model" if self.complete and number == len(self.parts) else f"flow truncated behind part {number}"
+            label = "model" if self.complete and number == len(self.parts) else f"flow truncated after part {number}"
             lines.append(
                 f"  part {number}: log-dets {part['log_det']:8.4f}, split priors {part['split_prior']:8.4f}, "
                 f"prior {part['prior']:8.4f} → {part['bits_per_dim']:.4f} bits/dim ({label})"
@@ -74,7 +74,7 @@ def evaluate(
         batch: images a packet.
         last: position of the last part to evaluate.
     """
-    sums: dict[int, defaultdict[str, float]] = {part: defaultdict(float) for part in chain.mine(last)}
+    sums: dict[int, dict[str, torch.Tensor]] = {part: {} for part in chain.mine(last)}  # on the device: no host waits
     world = chain.world
     for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
         index = torch.arange(first, first + count * size)
@@ -88,10 +88,11 @@ def evaluate(
                     outbox.send(packet.sealed())
                     entries["prior"] = slices[part].prior.log_prob(packet.z).double()
                 for entry, logp in entries.items():
-                    sums[part][entry] += logp.sum().item()
+                    sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
         close(links)
     totals: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for sums_of_process in world.gather(sums):
+    read = {part: {entry: nats.item() for entry, nats in by_entry.items()} for part, by_entry in sums.items()}
+    for sums_of_process in world.gather(read):
         for part, by_entry in sums_of_process.items():
             for entry, nats in by_entry.items():
                 totals[int(part)][entry] += nats
@@ -109,7 +110,7 @@ def _equal_batches(images: int, batch: int, replica: int, replicas: int) -> list
 
 
 def _ledger(totals: Mapping[int, Mapping[str, float]], images: int, space: Space, complete: bool) -> Ledger:
-    dequantisation = running = math.log2(space.n)
+    dequantisation = running = math.log2(space.n) if space.nats else 0.0
     parts = []
     for _, nats in sorted(totals.items()):
         bits = {name: space.bits_per_dim(nats.get(name, 0.0) / images) for name in ("log_det", "split_prior", "prior")}

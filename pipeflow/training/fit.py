@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps
 from ..data import Splits
-from ..distributed import Stop, World, intra_op_threads, open_world, say
+from ..distributed import Stop, World, deterministic_kernels, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import Maker, set_tensor_cores
 from ..storage import Saver, release
@@ -51,7 +51,7 @@ def fit(
     """
     world = world or open_world(config.parallel, config.cut.parts, config.device)
     try:
-        with intra_op_threads(config.parallel.threads):
+        with intra_op_threads(config.parallel.threads), deterministic_kernels(config.deterministic):
             return _train(world, config, resume, flow, data)
     finally:
         release(Path(config.run_dir))
@@ -59,7 +59,7 @@ def fit(
 
 def _train(world: World, config: Config, resume: Resume, flow: Maker | None, data: Splits | None) -> dict[str, Any]:
     """The story of a run."""
-    set_tensor_cores(config.precision)
+    set_tensor_cores(config.precision, config.flow)
     returned = world.resume_point is not None  # to processes that have lost this one and wait for it
     state = come_back(world, config, flow, data) if returned else prepare(world, config, resume, flow, data)
     run, progress = state.run, state.progress

@@ -2,6 +2,7 @@
 
 from ..config import micro_batches
 from ..data import Pixels, Split
+from ..model import family_caution
 from ..units import rate
 from .evaluation import Ledger
 from .progress import Progress
@@ -10,20 +11,21 @@ from .run import Run
 
 def opening(run: Run) -> str:
     """Data, model, and over how many processes it is spread."""
-    config, glow, space, grid = run.config, run.config.glow, run.space, run.world.grid
+    config, space, grid = run.config, run.space, run.world.grid
     processes = f"{grid.size} processes" if grid.size > 1 else "1 process"
     if grid.replicas > 1:
         processes = f"{grid.replicas} replicas of {grid.stages} each, {processes}"
     what = "images" if isinstance(space, Pixels) else "points"
     held_out = "" if run.images.validation is None else f", {len(run.images.validation)} validation"
-    name = config.flow if run.flow else f"Glow {glow.levels} × {glow.steps} × {glow.hidden}"
+    name = config.flow if run.flow else str(config.family)
     lines = [
         f"{config.data.name}: {len(run.images.train)} training{held_out} and {len(run.images.test)} test {what} of "
         f"{space.shape}",
         f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
         f"flow steps on {processes} ({run.world.device.type})",
     ]
-    if what == "points":
+    lines += family_caution(config.family, run.borders) if run.flow is None else []
+    if not space.nats:
         lines.append(f"bits/dim are those of a density: −log p / ({space.dims} ln 2), which may be negative")
     return "\n".join(lines)
 
@@ -32,8 +34,14 @@ def phase_opening(run: Run, number: int, steps: int, done: int) -> str:
     """What a phase does, and where the model is where several processes train it end to end."""
     schedule = run.config.phases[number - 1].schedule
     already = f", {done} of them done" if done else ""
-    line = f"phase {number} of {len(run.config.phases)}: {schedule}, {steps} steps{already}"
-    return f"{line}\n{_end_to_end(run)}" if schedule == "end_to_end" and run.world.size > 1 else line
+    lines = [f"phase {number} of {len(run.config.phases)}: {schedule}, {steps} steps{already}"]
+    end_to_end, config = schedule == "end_to_end", run.config
+    if end_to_end and run.world.size > 1:
+        lines.append(_end_to_end(run))
+    sharers = run.world.size if end_to_end else run.world.grid.replicas
+    if config.cuda_graphs and (sharers > 1 or (end_to_end and config.end_to_end.engine == "fsdp")):
+        lines.append("cuda_graphs does nothing in this phase: its processes wait for each other in every update")
+    return "\n".join(lines)
 
 
 def _end_to_end(run: Run) -> str:
@@ -58,7 +66,7 @@ def time_left(seconds: float) -> str:
 
 def headline(ledger: Ledger, split: Split = "test") -> str:
     """Bits/dim of the model and of the flows truncated before it, on a split."""
-    truncated = [f"behind part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
+    truncated = [f"after part {number} {part['bits_per_dim']:.4f}" for number, part in enumerate(ledger.parts, 1)]
     if ledger.complete:
         truncated.pop()
     model = "not yet" if ledger.bits_per_dim is None else f"{ledger.bits_per_dim:.4f}"

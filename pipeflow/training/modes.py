@@ -39,6 +39,7 @@ class Mode(ABC):
         keeps_record: whether this process writes the metrics of its stages.
         waits_for_others: whether processes average gradients within a tick.
         sharers: processes, or chains of them, that share every batch.
+        draws: whether this process draws images.
         stages: position → stage of this process; empty before `enter`.
     """
 
@@ -50,6 +51,7 @@ class Mode(ABC):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         self.state, self.world, self.builder = state, state.run.world, builder
         self.stages: Mapping[int, BaseStage] = {}
+        self.draws = 0 in self.world.mine
 
     @abstractmethod
     def enter(self) -> None:
@@ -87,7 +89,8 @@ class Mode(ABC):
         """The images of this process from batch `first` of the run on: the share of this number of each batch."""
         run = self.state.run
         seed, data, shares = run.config.seed, run.config.data, (share, self.sharers)
-        return Batches(run.training_images, run.space, seed, data.batch, data.flip, self.world.device, first, shares)
+        images = run.training_images if self.draws else run.images.train  # others keep none on their GPU
+        return Batches(images, run.space, seed, data.batch, data.flip, self.world.device, first, shares)
 
 
 class ByParts(Mode):
@@ -123,7 +126,7 @@ class EndToEnd(Mode):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
         self.names, self.keeps_record = [END_TO_END], self.world.rank == 0
-        self.sharers = self.world.size
+        self.sharers, self.draws = self.world.size, True
 
     def links(self, segment: Segment, done: Sequence[int]) -> Links:
         return [(0, MicroBatches(self._batches(segment.start, self.world.rank), self.sizes), Discard())]
@@ -152,7 +155,8 @@ class Sharded(EndToEnd):
 
     def collect(self) -> None:
         update = self.stages[0].update
-        take_back(self.state, update.moments(), update.average.values)
+        with others_answer(self.world.pulse, "the weights were not put together"):
+            take_back(self.state, update.moments(), update.average.values)
 
 
 class Pipelined(EndToEnd):
@@ -160,7 +164,7 @@ class Pipelined(EndToEnd):
 
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
-        self.sharers = self.world.grid.replicas
+        self.sharers, self.draws = self.world.grid.replicas, 0 in self.world.mine
 
     def enter(self) -> None:
         split(self.state)

@@ -6,8 +6,10 @@ that the device never waits for the host.
 
 import time
 from collections import deque
+from contextlib import nullcontext
 from typing import NamedTuple
 
+from ..distributed import others_answer
 from ..stage import Report
 from ..storage import Stream
 from .modes import Mode
@@ -40,7 +42,8 @@ class Monitor:
 
     def __init__(self, state: State, mode: Mode, number: int, begin: int, steps: int) -> None:
         run, step = state.run, state.progress.step
-        self._rank, self._max_bad_steps = run.world.rank, run.config.max_bad_steps
+        self._world, self._max_bad_steps = run.world, run.config.max_bad_steps
+        self._averaged = mode.waits_for_others
         self._names, self._number, self._begin = mode.names, number, begin
         recorded = mode.stages if mode.keeps_record else ()
         self._streams = {at: Stream(run.directory.stream(mode.names[at])) for at in recorded}
@@ -81,6 +84,10 @@ class Monitor:
 
     def _read(self, tick: _Tick) -> None:
         position, step, turn, when, report = tick
+        # NCCL's collectives return at once: what they wait for, the host waits for here.
+        pulse, late = self._world.pulse, self._averaged and self.lag
+        with others_answer(pulse, "gradients were not averaged") if late else nullcontext():
+            report.figures.read()
         if position in self._streams:
             self._bars.report(self._names[position], step - self._begin, report)
             self._streams[position].write(step=step, phase=self._number, turn=turn + 1, time=when, **report.as_dict())
@@ -96,7 +103,7 @@ class Monitor:
         if self._bad_in_a_row[position] >= self._max_bad_steps:
             name = self._names[position].replace("_", " ").replace("-", " ")
             raise FloatingPointError(
-                f"{name} (rank {self._rank}) stops at step {step}: its loss or gradient was not finite "
+                f"{name} (rank {self._world.rank}) stops at step {step}: its loss or gradient was not finite "
                 f"{self._bad_in_a_row[position]} times in a row (max_bad_steps). Its last finite loss was "
                 f"{self._last_finite[position]:.4f} bits/dim; try a lower lr, a warm-up or clipping."
             )

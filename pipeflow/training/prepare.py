@@ -3,10 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from ..config import Config, Resume, turns
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
 from ..distributed import World, say
-from ..model import Maker, check_flow, check_name, glow_steps, steps_of
+from ..model import Maker, check_flow, check_name, steps_of
 from ..planning import resolve_cut
 from ..storage import claim, run_of
 from .recorder import refuse_old_run
@@ -74,20 +76,21 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     images, hashes = images_of(config.data, data)
     check_enough(config.data, len(images.train))
     images = images.hold_out(config.data.validation, config.seed)
-    space = _space(config.data, images)
+    space = _space(config.data, images, config.noise)
     if flow is not None:
         hashes["flow"] = check_flow(flow, config.flow, space.shape)
-    elif config.flow == "glow":
-        glow_steps(dataclasses.replace(config.glow, steps=1, hidden=1), space.shape)
+    else:
+        with torch.device("meta"):
+            steps_of(config.model, space, None)
     for phase in config.phases:
         turns(phase, config.cut.parts, len(images.train), config.data.batch)
     return images, space, hashes
 
 
-def _space(config: DataConfig, images: ImageSet) -> Space:
+def _space(config: DataConfig, images: ImageSet, noise: float | None) -> Space:
     if images.levels:
         height, width, channels = images.train.shape[1:]
-        return Pixels((channels, height, width), images.levels, config.bits)
+        return Pixels((channels, height, width), images.levels, config.bits, noise)
     if config.flip or config.bits != 8:
         raise ValueError("data.flip and data.bits are for images, but the data are points; leave them out.")
     return Points(images.train.shape[1:])

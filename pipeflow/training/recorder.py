@@ -92,10 +92,10 @@ class Record:
         say(self.world, f"step {step}, epoch {epoch:.1f}{self._left()}: {messages.headline(ledger, split)}")
         if self._board:
             figures = {
-                f"{split}/truncated behind part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
+                f"{split}/truncated after part {k}": part["bits_per_dim"] for k, part in enumerate(ledger.parts, 1)
             }
             if ledger.bits_per_dim is not None:
-                figures[f"{split}/model"] = figures.pop(f"{split}/truncated behind part {len(ledger.parts)}")
+                figures[f"{split}/model"] = figures.pop(f"{split}/truncated after part {len(ledger.parts)}")
             self._board.figures(step, figures)
             self._board.flush()
         validated = self.run.images.validation is not None
@@ -119,7 +119,8 @@ class Record:
             raise SaveError(f"what was saved at step {step} cannot be read again: {error}") from error
         _, whole = build(self.run.config.model, self.run.space, self.run.flow)
         whole.load_global_state(tensors)
-        samples = Flow([whole.part], whole.prior, self.run.space).sample(64, 0.7)
+        flow = Flow([whole.part], whole.prior, self.run.space).to(self.world.device)
+        samples = flow.sample(64, 0.7).cpu()
         self.directory.samples.mkdir(exist_ok=True)
         write_whole(self.directory.sample(step), sheet_png(samples, levels))
         assert self._board
@@ -135,8 +136,8 @@ class Record:
         world, validated = self.world, self.run.images.validation is not None
         ranks = world.gather(_usage(world.device))
         result = {
-            "test_bits_per_dim": ledger.bits_per_dim,
-            **({"validation_bits_per_dim": last.bits_per_dim} if validated else {}),
+            "test_bits_per_dim": None if self.run.config.noise else ledger.bits_per_dim,
+            **({"validation_bits_per_dim": None if self.run.config.noise else last.bits_per_dim} if validated else {}),
             "ledger": _as_json(ledger),
             "seconds": [phase["seconds"] for phase in self.progress.ended],
             "images_per_s": [phase["images_per_s"] for phase in self.progress.ended],

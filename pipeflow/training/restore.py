@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..config import Config, Resume, from_dict
-from ..model import build, global_state
+from ..model import FAMILIES, build, global_state
 from ..storage import (
     Manifest,
     check_names,
@@ -23,7 +23,7 @@ from .run import Run
 from .state import State
 
 # Settings of a run's past, and those members of them that may differ all the same.
-_PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "glow": set(), "data": {"root", "on_corrupt"}}
+_PAST: dict[str, set[str]] = {"seed": set(), "flow": set(), "data": {"root", "on_corrupt"}}
 
 
 def find(config: Config, resume: Resume) -> tuple[Path | None, list[str]]:
@@ -105,7 +105,8 @@ def _check_model(run: Run, manifest: Manifest, names: Collection[str], source: P
 def _check_past(config: Config, manifest: Manifest, source: Path) -> bool:
     """Whether the phases are the checkpoint's; a ValueError where another part of the past differs."""
     now, then = config.as_dict(), from_dict(manifest.config).as_dict()  # what it does not say is the default
-    for name, free in _PAST.items():
+    shape = {config.flow: set[str]()} if config.flow in FAMILIES else {}
+    for name, free in (_PAST | shape).items():
         new, old = now[name], then.get(name)
         if not isinstance(new, dict) or not isinstance(old, dict):
             new, old = {"": new}, {"": old}

@@ -22,7 +22,7 @@ class Run:
         config: the settings, with an explicit cut if it was measured.
         images: the training, the test and maybe a validation split.
         space: what an image, or a point, looks like.
-        flow: makes the steps of a flow that a script has handed over; None for a Glow.
+        flow: makes the steps of a flow that a script has handed over; None for one of a family.
         script_hashes: short hashes of what a script has handed over: "flow", "data".
         chain: the borders between the parts, over the processes that hold them.
         borders: how many flow steps lie before the end of each part.

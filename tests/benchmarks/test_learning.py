@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.learning.comparison import helps
-from benchmarks.learning.questions import alternatives, changes, rates, together
 from benchmarks.learning.recipe import Recipe
 from benchmarks.learning.runs import TrainingRun, train_all
 from benchmarks.learning.sweep import Tried, next_rates
@@ -45,16 +43,10 @@ def test_the_phases_of_a_tail(tail, expected):
     assert shares(Recipe("simultaneous", tail, lr=1.0, cool=0.5)) == expected
 
 
-def test_another_schedule_first_and_a_rate_a_part():
-    recipe = Recipe("alternate", 1 / 3, lr=1.0, parts=(1, 2, 3), cool=0.5, first=("sequential", 6), clip=2.0)
-    assert shares(recipe) == [
-        ("sequential", 6, [1.0, 2.0, 3.0]),
-        ("alternate", 34, [1.0, 2.0, 3.0]),
-        ("end_to_end", 20, 0.5),
-    ]
-    phases = recipe.phases(60, 5)
-    assert [phase.get("turn_steps") for phase in phases] == [None, 5, None]
-    assert [phase["clip"] for phase in phases] == [2.0] * 3 and "warmup_steps" in phases[0]
+def test_alternate_takes_turns_and_every_phase_clips():
+    phases = Recipe("alternate", 1 / 3, lr=1.0, cool=0.5, clip="adaptive").phases(60, 5)
+    assert [phase.get("turn_steps") for phase in phases] == [5, None]
+    assert [phase["clip"] for phase in phases] == ["adaptive"] * 2 and "warmup_steps" in phases[0]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -123,40 +115,6 @@ def test_when_a_curve_reaches_a_target():
     assert crossing(curve, 2.9) is None
 
 
-def test_changes_are_one_at_a_time_and_the_recipe_is_all_that_help():
-    base = Recipe("simultaneous", 1 / 3, lr=1e-2)
-    recipes = rates(base) | changes(base, 600)
-    for name, recipe in recipes.items():
-        changed = [key for key, value in vars(recipe).items() if value != getattr(base, key)]
-        assert len(changed) == 1, name
-    some = ("part 1: lr × 2", "part 3: lr × 0.5", "clip 1", "clip 10", "learned provisional priors")
-    recipe = together(base, {name: recipes[name] for name in some})
-    assert (recipe.parts, recipe.clip, recipe.words) == ((2.0, 1.0, 0.5), 1.0, recipes[some[-1]].words)
-    assert together(base, {}) == base
-
-
-def test_a_recipe_is_compared_with_other_schedules_and_with_what_was_worse():
-    recipe = Recipe("simultaneous", 1 / 3, 0.016)
-    best = [
-        recipe.but(schedule="alternate", lr=0.032),
-        recipe.but(lr=0.016),
-        recipe.but(schedule="sequential", lr=0.064),
-    ]
-    recipes = alternatives(recipe, best)
-    assert list(recipes.values())[:3] == [recipe, best[0], best[2]]
-    assert len({str(one) for one in recipes.values()}) == len(recipes) == 6
-
-
-def test_a_change_helps_by_more_than_its_standard_error():
-    def runs(*bits):
-        return [{"final": value} if value else {"failed": "not finite"} for value in bits]
-
-    base = {"no change": runs(3.0, 3.1, 3.2)}
-    assert helps(runs(2.9, 3.0, 3.0), base)
-    assert not helps(runs(2.9, 3.3, 3.1), base)
-    assert not helps(runs(2.0, 2.0, None), base)
-
-
 def test_the_floor_counts_the_products_of_the_convolutions():
     """As PyTorch's own counter does, forward and backward."""
     workload = Workload(levels=2, steps=3, hidden=16, size=16, batch=4, split_prior="standard")
@@ -220,22 +178,3 @@ def test_quick_time_to_bpd(tmp_path):
     for (name, processes, threads), one in alone.items():
         if threads == 1:  # a process more adds up in another order
             assert one["final"] == pytest.approx(alone[name, 1, 1]["final"], abs=1e-3), processes
-
-
-@pytest.mark.slow
-def test_quick_questions(tmp_path):
-    found = quick("learning.questions", tmp_path)
-    asked = [found[key] for key in ("schedules", "rates", "changes", "recipe")]
-    assert len(images([result for recipes in asked for results in recipes.values() for result in results])) == 1
-    assert len(found["schedules"]) == 3 and "learned provisional priors" in found["changes"]
-    chose, fresh = ({one["seed"] for one in found[key]["recipe"]} for key in ("recipe", "recipe_on_fresh_seeds"))
-    assert chose and fresh and chose.isdisjoint(fresh)
-
-
-@pytest.mark.slow
-def test_quick_alternate(tmp_path):
-    found = quick("learning.alternate", tmp_path)
-    names = [stream["name"] for stream in found["training"]]
-    assert names == ["part 1", "part 2", "part 3", "end to end"]
-    learned = [[bits is not None for bits in stream["bits_per_dim"]] for stream in found["training"]]
-    assert all(sum(now) == 1 for now in zip(*learned, strict=True)), "one learns at a time"

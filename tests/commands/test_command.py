@@ -38,7 +38,7 @@ def test_three_processes_say_everything_once(run):
     ]
     assert "\x1b" not in done.stdout + done.stderr and "\r" not in done.stdout + done.stderr
     assert re.search(r"3 parts of \d \+ \d \+ \d flow steps on 3 processes \(cpu\)", done.stdout)
-    assert re.search(r"truncated behind part 1 \d", done.stdout)
+    assert re.search(r"truncated after part 1 \d", done.stdout)
     assert "Warning" not in done.stderr
 
 

@@ -1,5 +1,6 @@
 """Batches: one integer says where in the data a run is, whoever asks and in how many pieces."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -105,11 +106,13 @@ def test_too_few_images_beside_those_held_out(name):
         check_enough(DataConfig(**few | {name: 41}), 50)
 
 
-def test_images_that_live_on_the_device_make_the_same_packets(device):
+@pytest.mark.parametrize("levels", [256, 17])
+def test_images_that_live_on_the_device_make_the_same_packets(device, levels):
     """With --device cuda: a GPU sees what the CPU sees, to the bit, wherever the images are."""
-    expected = batches(flip=True, start=3).recv()
-    for images in (IMAGES, torch.from_numpy(IMAGES).to(device), resident(IMAGES, device)):
-        found = Batches(images, PIXELS, 0, 8, True, device, start=3).recv()
+    given, pixels = np.minimum(IMAGES, levels - 1), dataclasses.replace(PIXELS, levels=levels)
+    expected = Batches(given, pixels, 0, 8, True, CPU, start=3).recv()
+    for images in (given, torch.from_numpy(given).to(device), resident(given, device)):
+        found = Batches(images, pixels, 0, 8, True, device, start=3).recv()
         assert found.z.device.type == device.type
         assert torch.equal(found.z.cpu(), expected.z) and torch.equal(found.logp.cpu(), expected.logp)
 

@@ -458,8 +458,7 @@ def test_a_corrupt_image_is_named_or_left_out_and_counted(root, cache, capsys, k
         assert err.startswith("1 of 20 images") and err.count("\n") == 1
 
 
-def test_large_files_through_the_threads_keep_their_order(root, capsys, monkeypatch):
-    monkeypatch.setattr(decode, "_THREADS_PAY", 0)
+def test_images_through_the_threads_keep_their_order(root, capsys):
     arrays = fill(root, 200)
     for i in (0, 70, 131):
         (root / f"{i:02}.png").write_bytes(b"broken")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeflow.data import Pixels, Purpose, normal
 from pipeflow.data.rng import permutation, uniform, words
@@ -191,6 +192,26 @@ def test_dequantise_refuses_values_that_are_no_levels():
     images = torch.full((1, 1, 1, 1), 17, dtype=torch.uint8)
     with pytest.raises(ValueError):
         Pixels((1, 1, 1), levels=17).dequantise(images, None)
+
+
+class Divisors(TorchDispatchMode):
+    """By what is divided."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.div:
+            self.seen.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_pixels_are_divided_by_a_tensor():
+    """By a number, a GPU would multiply by its reciprocal, which is not what a CPU computes."""
+    with Divisors() as divisors:
+        Pixels((1, 1, 1), levels=17).dequantise(torch.full((1, 1, 1, 1), 16, dtype=torch.uint8), None)
+    assert [tensor.device.type for tensor in divisors.seen] == ["cpu"]
 
 
 @pytest.mark.parametrize("bits", [0, 9])

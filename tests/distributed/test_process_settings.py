@@ -86,3 +86,19 @@ def _before(look, name):
         return method(*arguments, **options)
 
     return called
+
+
+def test_deterministic_kernels_are_asked_for_during_the_run_alone(process, tmp_path, monkeypatch):
+    def state():
+        memory = torch.utils.deterministic.fill_uninitialized_memory
+        kernels = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+        return *kernels, memory, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+    before, seen = state(), []
+    monkeypatch.setattr(
+        "pipeflow.stage.Stage.connect", _before(lambda *_: seen.append(state()), "pipeflow.stage.Stage.connect")
+    )
+    for name, deterministic in (("asked", True), ("not asked", False)):
+        fit(small_config(tmp_path / name, [PhaseConfig("simultaneous", steps=1)], deterministic=deterministic))
+        assert state() == before
+    assert set(seen) == {(True, True, False, ":4096:8"), before}

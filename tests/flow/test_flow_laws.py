@@ -13,12 +13,17 @@ from pipeflow.flow import (
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
+    JetCoupling,
     LUConv1x1,
     Packet,
+    Patches,
     PlainConv1x1,
     Split,
     Squeeze,
     StandardNormal,
+    TarFlowBlock,
+    channel_order,
+    spatial_order,
 )
 from pipeflow.flow.prior import ChannelGaussian
 from pipeflow.model import GlowConfig, glow_steps
@@ -46,6 +51,11 @@ STEPS = {  # name → (constructor, shape of what enters)
         lambda: FlowStep(5, GlowConfig(hidden=8, coupling="additive", conv1x1="plain")),
         (5, 2, 3),
     ),
+    "Patches": (lambda: Patches(2), (3, 4, 2)),
+    "JetCoupling channels": (lambda: JetCoupling((4, 2, 2), channel_order((4, 2, 2)), 1, 8, 2), (4, 2, 2)),
+    "JetCoupling spatial": (lambda: JetCoupling((4, 2, 2), spatial_order((4, 2, 2), "hstripes"), 2, 8, 2), (4, 2, 2)),
+    "TarFlowBlock": (lambda: TarFlowBlock((3, 2, 2), False, 1, 8, 2), (3, 2, 2)),
+    "TarFlowBlock backward": (lambda: TarFlowBlock((3, 1, 3), True, 2, 8, 2), (3, 1, 3)),
 }
 GLOWS = {  # name → (config, image)
     " ".join(variant): (

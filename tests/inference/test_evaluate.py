@@ -23,7 +23,7 @@ from tests.support.processes import in_processes
 from tests.support.small_runs import small_config
 
 PHASES = [PhaseConfig("sequential", steps=9, warmup_steps=4), PhaseConfig("end_to_end", steps=4)]
-LABELS = ["behind part 1 (after 1 flow steps)", "behind part 2 (after 4 flow steps)", "model"]
+LABELS = ["after part 1 (1 flow step)", "after part 2 (4 flow steps)", "model"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def figures(file):
 
 
 def by_hand(trained, parts, images, seed, draw=0):
-    """Log-likelihood in nats of every image, (N,) float64, by the flow in double precision behind `parts` parts."""
+    """Log-likelihood in nats of every image, (N,) float64, by the flow in double precision after `parts` parts."""
     pixels, flow = trained.data_space, trained.flow(parts)
     given = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     packet = pixels.noisy(given, seed, Purpose.EVALUATE, draw, torch.arange(len(images)))

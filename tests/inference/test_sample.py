@@ -209,7 +209,7 @@ def test_what_the_flow_sees_of_eight_bits(perturb):
 
 def test_each_part_and_the_last_is_the_model(run, flow, tmp_path, capsys):
     line = drawn(capsys, run, "--each-part", "--n", 9, "--seed", 2, "--temperature", 0.8, "--out", tmp_path / "a.png")
-    assert "stops behind part 1, behind part 2, behind part 3, at temperature 0.8 (seed 2)" in line
+    assert "stops after part 1, after part 2, after part 3, at temperature 0.8 (seed 2)" in line
     blocks = tiles(tmp_path / "a.png", 2, 2, 2)
     trained = read(run)
     for parts, block in enumerate(blocks, 1):

@@ -9,7 +9,7 @@ import torch
 from pipeflow.config import Config, PhaseConfig
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import FLOWS, fit_in, small_config
 
 SCHEDULES = {
     "simultaneous": [PhaseConfig("simultaneous", steps=7, lr=[2e-3, 1e-3, 3e-3], warmup_steps=3, clip=0.5)],
@@ -32,6 +32,13 @@ JOINED = {
         PhaseConfig("end_to_end", steps=2),
     ],
 }
+RUNS = {name: (phases, FLOWS["glow"]) for name, phases in (SCHEDULES | JOINED).items()} | {
+    f"{flow}, {name}": ((SCHEDULES | JOINED)[name], FLOWS[flow])
+    for flow in FLOWS
+    for name in ("all, one after another", "by parts, then end to end")
+    if flow != "glow"
+}
+ENDING_JOINED = [name for name, (phases, _) in RUNS.items() if phases[-1].schedule == "end_to_end"]
 # Phases pause for evaluations within their turns: 125 steps an epoch with batches of 12.
 EVERY_FEW_STEPS = 5 / 125
 
@@ -43,28 +50,28 @@ def carry_out(init_method: str, configs: list[Config]) -> None:
 
 def schedule_configs(directory: Path, size: int) -> list[Config]:
     return [
-        small_config(directory / f"{size}-{number}", phases, eval_every=EVERY_FEW_STEPS)
-        for number, phases in enumerate((SCHEDULES | JOINED).values())
+        small_config(directory / f"{size}-{number}", phases, eval_every=EVERY_FEW_STEPS, **flow)
+        for number, (phases, flow) in enumerate(RUNS.values())
     ]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every schedule in 1, 2 and 3 processes: size → run directories."""
+    """Every schedule in 1, 2 and 3 processes: size → name → run directory."""
     directory = tmp_path_factory.mktemp("transparency")
     configs = {size: schedule_configs(directory, size) for size in (1, 2, 3)}
     for size in configs:
         in_processes(size, carry_out, configs[size], directory=directory / f"meet-{size}")
-    return {size: [Path(config.run_dir) for config in configs[size]] for size in configs}
+    return {size: dict(zip(RUNS, (Path(config.run_dir) for config in configs[size]), strict=True)) for size in configs}
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("number", range(len(SCHEDULES)), ids=list(SCHEDULES))
-def test_weights_moments_and_losses_are_equal_to_the_bit(runs, size, number):
-    one, many = runs[1][number], runs[size][number]
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ENDING_JOINED])
+def test_weights_moments_and_losses_are_equal_to_the_bit(runs, size, name):
+    one, many = runs[1][name], runs[size][name]
     steps = sorted_steps(one)
     assert steps == sorted_steps(many)
-    assert len(steps) == len(list(SCHEDULES.values())[number])
+    assert len(steps) == len(RUNS[name][0])
     for step in steps:
         expected, _ = load(one / "checkpoints" / step)
         found, _ = load(many / "checkpoints" / step)
@@ -80,8 +87,8 @@ def test_weights_moments_and_losses_are_equal_to_the_bit(runs, size, number):
 
 def test_training_changed_every_parameter(runs):
     """Equality means nothing if nothing moved."""
-    start, _ = load(runs[1][3] / "checkpoints" / "step-4")
-    end, _ = load(runs[1][3] / "checkpoints" / "step-14")
+    start, _ = load(runs[1]["all, one after another"] / "checkpoints" / "step-4")
+    end, _ = load(runs[1]["all, one after another"] / "checkpoints" / "step-14")
     same = [
         name
         for name in start
@@ -91,13 +98,12 @@ def test_training_changed_every_parameter(runs):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", list(JOINED))
+@pytest.mark.parametrize("name", ENDING_JOINED)
 def test_end_to_end_agrees_within_float_tolerance(runs, size, name):
     """DDP adds gradients up in another order; what came before it is equal to the bit."""
-    number = len(SCHEDULES) + list(JOINED).index(name)
-    one, many = runs[1][number], runs[size][number]
+    one, many = runs[1][name], runs[size][name]
     learned_apart = True
-    for phase, step in zip(JOINED[name], sorted_steps(one), strict=True):
+    for phase, step in zip(RUNS[name][0], sorted_steps(one), strict=True):
         learned_apart &= phase.schedule != "end_to_end"
         expected, found = (load(run / "checkpoints" / step)[0] for run in (one, many))
         assert expected.keys() == found.keys()
@@ -112,8 +118,7 @@ def test_end_to_end_agrees_within_float_tolerance(runs, size, name):
 
 
 def test_moments_go_on_across_the_switch_and_back(runs):
-    number = len(SCHEDULES) + list(JOINED).index("there and back")
-    end, _ = load(runs[3][number] / "checkpoints" / "step-7")
+    end, _ = load(runs[3]["there and back"] / "checkpoints" / "step-7")
     assert end["step/steps.1.actnorm.bias"] == 7
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeflow.config import PhaseConfig
 from pipeflow.data import DataConfig
@@ -52,17 +53,28 @@ def test_how_activations_lie_changes_the_last_bits_alone(trained, precision, tol
         assert abs(expected.mean() - found.mean()) < tolerance
 
 
+class Convolutions(TorchDispatchMode):
+    """Keeps what enters each convolution: its input and its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.tensors += args[:2]
+        return func(*args, **(kwargs or {}))
+
+
 def test_networks_compute_channels_last_between_latents_that_do_not(perturb):
     coupling = perturb(AffineCoupling(6, 32))
     z = torch.randn(4, 6, 8, 8)
     expected = coupling(z)[0]
     set_precision(coupling, "fp32", "channels_last")
-    seen = []
-    coupling.network[2].register_forward_hook(
-        lambda module, given, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
-    )
-    out, _ = coupling(z)
-    assert seen == [True] and out.is_contiguous()
+    with Convolutions() as seen:
+        out, _ = coupling(z)
+    assert len(seen.tensors) == 6 and out.is_contiguous()
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen.tensors)
     torch.testing.assert_close(out, expected)
 
 
@@ -72,10 +84,9 @@ def test_only_the_networks_are_rounded(perturb):
     z = torch.randn(4, 6, 8, 8)
     exact = coupling(z)
     set_precision(coupling, "bf16")
-    seen = []
-    coupling.network[2].register_forward_hook(lambda module, given, out: seen.append(out.dtype))
-    out, dlogp = coupling(z)
-    assert seen == [torch.bfloat16]
+    with Convolutions() as seen:
+        out, dlogp = coupling(z)
+    assert [tensor.dtype for tensor in seen.tensors] == [torch.bfloat16] * 6
     assert (out.dtype, dlogp.dtype) == (torch.float32, torch.float32)
     assert not torch.equal(out, exact[0]) and not torch.equal(dlogp, exact[1])
     assert {parameter.dtype for parameter in coupling.parameters()} == {torch.float32}

@@ -34,7 +34,7 @@ class FakeClock:
         forward, inverse, at, log_prob = FlowStep.forward, FlowStep.inverse, Batches.at, StandardNormal.log_prob
         update, adam, adamax = Average.update, torch.optim.Adam.step, torch.optim.Adamax.step
 
-        def flow_step(step, z):
+        def flow_step(step, z, weights=None):
             seconds = FORWARD[z.shape[1]] * len(z)
             if z.shape[1] == 4:
                 seconds *= rates["bf16"] if step.coupling.autocast else 1.0
@@ -43,14 +43,14 @@ class FakeClock:
             else:
                 seconds += rates["call"]
             clock.charge(seconds)
-            out, dlogp = forward(step, z)
+            out, dlogp = forward(step, z, weights)
             if out.requires_grad:
                 out.register_hook(lambda _: clock.charge(2 * seconds))
             return out, dlogp
 
-        def flow_step_inverse(step, z, eps=None):
+        def flow_step_inverse(step, z, eps=None, weights=None):
             clock.charge(rates["inverse"] * len(z) * (z.shape[1] == 8))
-            return inverse(step, z, eps)
+            return inverse(step, z, eps, weights)
 
         def prior(self, z):
             clock.charge(rates["prior"] * len(z) * (z.shape[1] == 4))

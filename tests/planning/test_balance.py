@@ -9,8 +9,7 @@ from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, check_cut, glow_steps, scheme_cut
 from pipeflow.planning import Profile, balanced_cut, measure_steps
 from pipeflow.planning.balance import smallest_maximum
-from pipeflow.planning.profile import Cost
-from pipeflow.planning.run_profile import flow_step_costs
+from pipeflow.planning.run_profile import flow_step_groups
 
 
 def largest(costs, at):
@@ -112,15 +111,8 @@ def steps():
 def test_squeeze_counts_with_the_step_after_it_and_split_with_the_step_before(steps):
     kinds = [type(step).__name__ for step in steps]
     assert kinds[:5] == ["Squeeze", "FlowStep", "FlowStep", "Split", "Squeeze"] and len(kinds) == 11
-    costs = [Cost((1,), (2.0**index,), (0.0,), parameters=3**index) for index in range(11)]
-    found = flow_step_costs(steps, costs)
-    assert [cost.seconds(1) for cost in found] == [1 + 2, 4 + 8, 16 + 32, 64 + 128, 256 + 512, 1024]
-    assert sum(cost.parameters for cost in found) == sum(cost.parameters for cost in costs)
-
-
-def test_every_measured_second_belongs_to_a_step(steps):
-    with pytest.raises(ValueError, match="argument"):
-        flow_step_costs(steps, [Cost((1,), (1.0,), (1.0,))])
+    groups = [list(range(11))[group] for group in flow_step_groups(steps)]
+    assert groups == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
 
 
 def test_steps_are_measured_and_left_as_they_were(steps, device, perturb):
@@ -143,7 +135,8 @@ def test_one_kind_at_one_shape_is_measured_once(steps, device):
 
 
 def test_a_measured_cut_is_a_cut(steps, device):
-    costs = tuple(flow_step_costs(steps, measure_steps(steps, (1, 8, 8), (4,), device)))
+    measured = measure_steps(steps, (1, 8, 8), (4,), device)
+    costs = tuple(sum(measured[group][1:], measured[group][0]) for group in flow_step_groups(steps))
     assert len(costs) == 6 == sum(not isinstance(step, Squeeze | Split) for step in steps)
     at = balanced_cut(Profile(costs, costs, ((1,),) * 6, (4,) * 6, 16), 3, 4)
     assert check_cut(at, 6) == at

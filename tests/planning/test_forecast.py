@@ -8,9 +8,8 @@ import torch
 from pipeflow.config import EndToEndConfig, Turn
 from pipeflow.planning import Link, Profile, balanced_cut, compare
 from pipeflow.planning.forecast import by_parts, data_parallel, part_memory, pipelined, share
-from pipeflow.planning.link import ring_bytes
 from pipeflow.planning.phase_forecast import Processes, phase_seconds
-from pipeflow.planning.profile import Cost
+from pipeflow.planning.profile import Cost, ring_bytes
 
 FAST = Link(1e18)
 NOTHING = Cost((1, 100), (0.0, 0.0), (0.0, 0.0))

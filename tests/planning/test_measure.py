@@ -10,10 +10,11 @@ from pipeflow.config.parser import parse
 from pipeflow.data import DataConfig, Pixels
 from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, build, cut_steps, glow_steps
-from pipeflow.planning import measure_steps, measured_profile
-from pipeflow.planning.measure import StepOptions, medians, now
+from pipeflow.planning import measure, measure_steps, measured_profile
+from pipeflow.planning.measure import StepOptions, medians, now, saved_bytes
 from pipeflow.planning.run_profile import batch_sizes
-from pipeflow.planning.saved_memory import saved_bytes
+from pipeflow.stage import CudaRecorder
+from tests.support.tape import TapeRecorder
 
 GLOW = GlowConfig(levels=2, steps=2, hidden=8, top_prior="learned")
 
@@ -136,3 +137,33 @@ def test_steps_are_measured_as_their_activations_are_kept(activations, device):
     steps = glow_steps(GLOW, (1, 8, 8))
     costs = measure_steps(steps, (1, 8, 8), (2, 4), device, StepOptions(activations=activations))
     assert all(min(*cost.forward_s, *cost.backward_s) > 0 for cost in costs)
+
+
+@pytest.mark.parametrize("activations", ["keep", "invert"])
+def test_with_cuda_graphs_replays_are_measured(monkeypatch, device, activations):
+    """On the CPU a tape takes their place; what is replayed is the forward and the backward pass of each size."""
+    recorders = []
+
+    def recorder(options, device):
+        assert options.cuda_graphs
+        recorders.append(CudaRecorder(device) if device.type == "cuda" else TapeRecorder())
+        return recorders[-1]
+
+    monkeypatch.setattr(measure, "_recorder", recorder)
+    monkeypatch.setattr(measure, "_MOST", 3)
+    options = StepOptions(activations=activations, cuda_graphs=True)
+    costs = measure_steps(glow_steps(GLOW, (1, 8, 8)), (1, 8, 8), (2, 4), device, options)
+    assert all(min(*cost.forward_s, *cost.backward_s) > 0 for cost in costs)
+    if device.type == "cpu":
+        assert {(made.recorded, made.replays) for made in recorders} == {(2, 6)}
+
+
+def test_the_profile_of_a_run_with_cuda_graphs_measures_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(measure, "_recorder", lambda options, device: seen.append(options.cuda_graphs))
+    monkeypatch.setattr(measure, "_MOST", 1)
+    for cuda_graphs in (True, False):
+        seen.clear()
+        config = Config(glow=GLOW, data=DataConfig(batch=2), cut=CutConfig("balanced", 2), cuda_graphs=cuda_graphs)
+        measured_profile(config, Pixels((1, 8, 8), 17), glow_steps(GLOW, (1, 8, 8)), torch.device("cpu"), (2,))
+        assert set(seen) == {cuda_graphs}

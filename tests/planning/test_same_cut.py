@@ -40,7 +40,7 @@ ADAMAX = ["--phases", "[{schedule: simultaneous, steps: 1, optimizer: adamax}, {
         pytest.param([], {"draw": 2}, 1, id="drawing a batch"),
         pytest.param(["--activations", "checkpoint"], {"draw": 2}, 2, id="activations computed again"),
         pytest.param(["--activations", "invert"], {"inverse": 5}, 3, id="activations inverted"),
-        pytest.param([], {"prior": 8}, 3, id="prior behind the border"),
+        pytest.param([], {"prior": 8}, 3, id="prior before the border"),
         pytest.param([], {"call": 8}, 3, id="whole batch"),
     ],
 )

@@ -27,7 +27,7 @@ PHASES = [
     PhaseConfig("end_to_end", steps=4),
 ]
 FIGURES = {"loss_epoch.png", "loss_time.png", "loss_bytes.png", "ledger.png", "shares.png"}
-# Digits are 64 numbers, also behind part 1; half of them have left behind part 2. Batches of 12, 4 bytes a number.
+# Digits are 64 numbers, also after part 1; half of them have left before part 3. Batches of 12, 4 bytes a number.
 BORDERS = (12 * (64 + 1) * 4, 12 * (32 + 1) * 4)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

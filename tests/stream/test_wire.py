@@ -63,7 +63,7 @@ def test_the_first_part_is_not_touched_and_the_others_are(runs):
 
 
 def test_what_is_evaluated_is_not_rounded(runs):
-    """The join compares the chain of parts with the joined model; the truncation behind part 1 is that of fp32."""
+    """The join compares the chain of parts with the joined model; the truncation after part 1 is that of fp32."""
     evaluations = {
         wire: json.loads((runs[wire, 1] / "metrics" / "evaluation.jsonl").read_text().splitlines()[0])
         for wire in ("fp32", "bf16")

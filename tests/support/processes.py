@@ -80,7 +80,8 @@ def in_processes(
 def _enter(rank: int, size: int, init_method: str, results: Any, work: Callable[..., Any], arguments: Any) -> None:
     prepare_process(1, torch.device("cpu"))
     if size > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+        ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+        os.environ |= {name: str(value) for name, value in ranks.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
     try:
         results.put((rank, work(init_method, *arguments), ""))
     except BaseException:

@@ -6,8 +6,14 @@ from typing import Any
 from pipeflow.config import Config, PhaseConfig, Resume
 from pipeflow.data import DataConfig
 from pipeflow.distributed import open_world
-from pipeflow.model import CutConfig, GlowConfig
+from pipeflow.model import CutConfig, GlowConfig, JetConfig, TarFlowConfig
 from pipeflow.training import fit
+
+FLOWS: dict[str, dict[str, Any]] = {  # six flow steps each
+    "glow": {"glow": GlowConfig(levels=2, steps=3, hidden=8, top_prior="learned")},
+    "jet": {"flow": "jet", "jet": JetConfig(couplings=6, depth=1, width=8, heads=2, patch=2)},
+    "tarflow": {"flow": "tarflow", "tarflow": TarFlowConfig(blocks=6, depth=1, width=8, heads=2, patch=4)},
+}
 
 
 def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others: Any) -> Config:
@@ -16,7 +22,7 @@ def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others
         **{
             "run_dir": str(run),
             "device": "cpu",
-            "glow": GlowConfig(levels=2, steps=3, hidden=8, top_prior="learned"),
+            **FLOWS["glow"],
             "data": DataConfig(batch=batch, init_batch=32),
             "cut": CutConfig("explicit", 3, [1, 4], provisional_prior="learned"),
             "phases": phases,

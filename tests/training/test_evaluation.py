@@ -100,6 +100,19 @@ def test_a_short_last_batch_changes_nothing(flow, images, batch):
         assert one == {entry: close(value) for entry, value in other.items()}
 
 
+def test_the_host_reads_the_device_once(flow, images, monkeypatch):
+    """Not after every batch: each number is asked for when all of them are computed."""
+    slices, _ = flow
+    item, reads = torch.Tensor.item, []
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(1) or item(tensor))
+    counts = []
+    for batch in (10, 1):
+        reads.clear()
+        score(slices, images, batch)
+        counts.append(len(reads))
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_part_that_has_not_started_is_not_evaluated(flow, images):
     whole = score(flow[0], images)
     for last in (0, 1):
@@ -121,6 +134,6 @@ def test_few_bits_and_few_levels_have_their_own_constant(flow, images):
 def test_the_table_labels_what_is_the_models_and_what_is_not(flow, images):
     ledger = score(flow[0], images)
     first, second, third = ledger.table().splitlines()[1:]
-    assert "truncated behind part 1" in first and "truncated behind part 2" in second
+    assert "truncated after part 1" in first and "truncated after part 2" in second
     assert "(model)" in third and f"{ledger.bits_per_dim:.4f} bits/dim" in third
     assert "(model)" not in score(flow[0], images, last=1).table()

@@ -46,7 +46,7 @@ def test_evaluations_and_samples_of_the_model(run):
     board = events(run, "model")
     found = {event.step: event.value for event in board.Scalars("test/model")}
     assert found == {line["step"]: pytest.approx(line["bits_per_dim"], rel=1e-6) for line in lines(run, "evaluation")}
-    assert {"test/truncated behind part 1", "test/truncated behind part 2"} <= set(board.Tags()["scalars"])
+    assert {"test/truncated after part 1", "test/truncated after part 2"} <= set(board.Tags()["scalars"])
     assert [image.step for image in board.Images("samples")] == [20, 40] and board.Images("samples")[0].width == 8 * 8
 
 

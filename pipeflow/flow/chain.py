@@ -1,0 +1,73 @@
+"""Going through consecutive steps: the weights of all of them are made first, together."""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .step import BatchedStep, Event, Step, Weights
+
+
+def stacked(modules: Sequence[nn.Module], name: str) -> Tensor:
+    """A parameter or buffer of n modules, (n, …)."""
+    return torch.stack([getattr(module, name) for module in modules])
+
+
+def for_each(stack: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """(n, …) → n views (batch, …), the same for every image; what is added up over images is so once for all n."""
+    return stack[:, None].expand(-1, batch, *stack.shape[1:]).unbind()
+
+
+def prepare(steps: Sequence[Step], event: Event, batch: int) -> list[Weights | None]:
+    """The weights of each step of a chain that latents (batch, *event) enter; None for steps that make their own."""
+    weights: list[Weights | None] = [None] * len(steps)
+    for members, entering in _groups(steps, event):
+        made = type(members[0][1]).prepare([step for _, step in members], entering, batch)
+        for (number, _), one in zip(members, made, strict=True):
+            weights[number] = one
+    return weights
+
+
+def prepare_inverse(steps: Sequence[Step], weights: Sequence[Weights | None], event: Event) -> list[Weights | None]:
+    """What `prepare` has made for each step → what inverting it needs."""
+    inverse: list[Weights | None] = [None] * len(steps)
+    for members, _ in _groups(steps, event):
+        made = [one for number, _ in members if (one := weights[number]) is not None]
+        for (number, _), one in zip(members, type(members[0][1]).prepare_inverse(made), strict=True):
+            inverse[number] = one
+    return inverse
+
+
+def _groups(steps: Sequence[Step], event: Event) -> list[tuple[list[tuple[int, BatchedStep]], Event]]:
+    """Steps that are prepared together, with their numbers, and the shape of the latents that enter them."""
+    groups: dict[Hashable, tuple[list[tuple[int, BatchedStep]], Event]] = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, BatchedStep) and (group := step.group()) is not None:
+            # Whether a GPU's matrix products depend on how many are made at once, nobody promises.
+            apart = number if torch.are_deterministic_algorithms_enabled() else None
+            groups.setdefault((type(step), event, group, apart), ([], event))[0].append((number, step))
+        event = step.out_shape(event)
+    return list(groups.values())
+
+
+def advance(step: Step, z: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
+    """One step: z → z', dlogp."""
+    result: tuple[Tensor, Tensor] = step(z) if weights is None else step(z, weights)
+    return result
+
+
+def invert(step: Step, z: Tensor, eps: Tensor | None, weights: Weights | None) -> Tensor:
+    """One step back: z' → z."""
+    if weights is None:
+        return step.inverse(z, eps)
+    assert isinstance(step, BatchedStep)
+    return step.inverse(z, eps, weights)
+
+
+def added(logp: Tensor, increments: Sequence[Tensor]) -> Tensor:
+    """logp (B,) plus what each step adds; on the CPU and in deterministic mode one by one, the same bits in any cut."""
+    if logp.is_cuda and not torch.are_deterministic_algorithms_enabled():
+        return torch.stack([logp, *increments]).sum(0)
+    for increment in increments:
+        logp = logp + increment
+    return logp
