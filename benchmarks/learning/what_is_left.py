@@ -4,16 +4,17 @@
     python -m benchmarks.learning.what_is_left --table FILE
 
 Digits, Glow 2 × 4 × 32, 600 steps. A whole flow is trained: end to end, by parts with standard normals, by parts with
-heads. Then its first parts are frozen as they ended, and the rest of the flow learns from scratch, end to end, from what
-they make of the same images, in as many steps. Four figures on held-out training images tell the causes apart:
+heads. Then its first parts are frozen as they ended, and the rest of the flow learns from scratch, end to end, from
+what they make of the same images, in as many steps. Four figures on held-out training images tell the causes apart:
 
 * the flow itself;
 * the rest after frozen parts that were trained end to end: what a rest from scratch can reach at all;
 * the rest after frozen parts that were trained by parts: what is missing to the line before is what these parts
   have not learned for the others;
-* the flow itself against the line before: what the later parts lose by an input that moves, and by their own objective.
+* the same of the flow itself: what later parts lose besides, by an input that moves and by their own objective.
 
-A rest may also go on from the weights that it has (`go on`), by parts with heads and everything before it frozen.
+A rest from scratch learns after parts that are done, so it ends lower than a flow that learns all at once; only
+differences between columns say something.
 """
 
 import argparse
@@ -24,7 +25,6 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -92,7 +92,9 @@ def rest_from_scratch(checkpoint: Path, border: int, seed: int, steps: int, lr: 
         state = prepare(world, config, None, None, None)
         run, slices = state.run, state.weights.slices
         weights, _ = load(checkpoint)
-        slices[0].load_global_state(weights | {f"provisional.{border}.{k}": v for k, v in slices[0].prior.state_dict().items()})
+        slices[0].load_global_state(
+            weights | {f"provisional.{border}.{k}": v for k, v in slices[0].prior.state_dict().items()}
+        )
         images = run.images
         batches = Batches(images.train, run.space, seed, config.data.batch, False, world.device)
         first = Frozen(Batches(images.train, run.space, seed, config.data.init_batch, False, world.device), slices[0])

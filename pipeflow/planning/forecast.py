@@ -17,16 +17,19 @@ With R replicas a chain takes B/R images, and each part's gradient is averaged o
 that is hidden behind the backward passes of all micro-batches.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..distributed import ParallelConfig
 from .balance import balanced_cut
 from .pipeline_simulation import Stages, period
 from .profile import Cost, Link, Profile, ring_bytes
 
 Way = Literal["one device", "by parts", "DDP", "1F1B"]
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+DEFAULT = ParallelConfig()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def part_seconds(cost: Cost, images: int, link: Link, replicas: int) -> float:
 
 
 def by_parts(
-    profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, depth: int = 2
+    profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, parallel: ParallelConfig = DEFAULT
 ) -> Forecast:
     """A device per part, every part learning from every batch; the arguments are those of `compare`."""
     images, costs = share(batch, replicas), profile.parts(at)
@@ -85,19 +88,21 @@ def by_parts(
         seconds=seconds,
         images_per_s=batch / seconds,
         idle=1 - sum(cost.seconds(images) for cost in costs) / (len(costs) * seconds),
-        memory_bytes=max(part_memory(profile, at, batch, replicas, depth)),
+        memory_bytes=max(part_memory(profile, at, batch, replicas, parallel)),
         sent_bytes=max(map(sum, zip([*packets, 0], gradients, strict=True))),
         at=tuple(at),
         bound=bound,
     )
 
 
-def part_memory(profile: Profile, at: Sequence[int], batch: int, replicas: int = 1, depth: int = 2) -> list[float]:
+def part_memory(
+    profile: Profile, at: Sequence[int], batch: int, replicas: int = 1, parallel: ParallelConfig = DEFAULT
+) -> list[float]:
     """Bytes that each part needs: weights, gradients, moments, what its backward pass keeps, packets on their way."""
-    images, costs = share(batch, replicas), profile.parts(at)
+    images, costs = math.ceil(share(batch, replicas) / parallel.micro_batches), profile.parts(at)
     packets = [size * images for size in profile.border_bytes(at)]
     return [
-        profile.memory(cost, images, images) + 2 * arriving + depth * leaving + _bucket_bytes(cost, replicas)
+        profile.memory(cost, images, images) + 2 * arriving + parallel.depth * leaving + _bucket_bytes(cost, replicas)
         for cost, arriving, leaving in zip(costs, [0, *packets], [*packets, 0], strict=True)
     ]
 
@@ -165,7 +170,7 @@ def with_micro_batches(
 
 
 def compare(
-    profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, depth: int = 2
+    profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, parallel: ParallelConfig = DEFAULT
 ) -> list[Forecast]:
     """Every way to use as many devices as a cut has parts, times the replicas; one device first.
 
@@ -178,12 +183,12 @@ def compare(
         batch: images, over all replicas.
         link: between two devices.
         replicas: chains side by side.
-        depth: packets in flight over a border, for the memory that they take.
+        parallel: packets per batch and in flight over a border, for the memory that they take.
     """
     devices = (len(at) + 1) * replicas
     ways = [data_parallel(profile, batch, 1, link)]
     if at and replicas <= batch:
-        ways.append(by_parts(profile, at, batch, link, replicas, depth))
+        ways.append(by_parts(profile, at, batch, link, replicas, parallel))
     if 1 < devices <= batch:
         ways.append(data_parallel(profile, batch, devices, link))
     if at and replicas <= batch:

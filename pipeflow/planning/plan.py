@@ -108,9 +108,9 @@ class Plan:
     @cached_property
     def parts(self) -> list[PartRow]:
         """The parts of the cut, at the images that one of them gets."""
-        profile, batch, depth = self.profile, self.config.data.batch, self.config.parallel.depth
+        profile, batch = self.profile, self.config.data.batch
         images, costs = share(batch, self.replicas), profile.parts(self.at)
-        memory = part_memory(profile, self.at, batch, self.replicas, depth)
+        memory = part_memory(profile, self.at, batch, self.replicas, self.config.parallel)
         total = sum(cost.seconds(images) for cost in costs)
         rows = []
         for part, (start, end) in enumerate(pairwise([0, *self.at, len(profile.steps)])):
@@ -135,16 +135,16 @@ class Plan:
     @cached_property
     def ways(self) -> list[Forecast]:
         """This cut and other ways to use as many devices, one device first."""
-        batch, depth = self.config.data.batch, self.config.parallel.depth
-        return compare(self.profile, self.borders, batch, self.link, self.replicas, depth)
+        batch, parallel = self.config.data.batch, self.config.parallel
+        return compare(self.profile, self.borders, batch, self.link, self.replicas, parallel)
 
     @cached_property
     def best(self) -> list[list[Forecast]]:
         """For 1, 2, … devices: the best cut, and the other ways."""
-        batch, depth = self.config.data.batch, self.config.parallel.depth
+        batch = self.config.data.batch
         counts = range(1, min(MOST_DEVICES, len(self.profile.steps)) + 1)
         cuts = [balanced_cut(self.profile, count, batch, self.link) for count in counts]
-        return [compare(self.profile, at, batch, self.link, depth=depth) for at in cuts]
+        return [compare(self.profile, at, batch, self.link, parallel=self.config.parallel) for at in cuts]
 
     @cached_property
     def processes(self) -> dict[str, Processes]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeflow.config import EndToEndConfig, Turn
+from pipeflow.distributed import ParallelConfig
 from pipeflow.planning import Link, Profile, balanced_cut, compare
 from pipeflow.planning.forecast import by_parts, data_parallel, part_memory, pipelined, share
 from pipeflow.planning.phase_forecast import Processes, phase_seconds
@@ -90,11 +91,17 @@ def test_by_parts_goes_at_the_pace_of_the_slowest_part():
     busy = [15 + 25 + 3, 61, 10 + 20 + 1]
     assert found.idle == pytest.approx(1 - sum(busy) / (3 * 61))
     assert found.sent_bytes == 400
-    assert part_memory(SMALL, (1, 2), 10, depth=3) == [
+    assert part_memory(SMALL, (1, 2), 10, parallel=ParallelConfig(depth=3)) == [
         16 * 1000 + 70 + 3 * 400,
         16 * 500 + 50 + 2 * 400 + 3 * 200,
         16 * 2000 + 30 + 2 * 200,
     ]
+
+
+def test_with_micro_batches_a_part_needs_the_memory_of_the_largest_packet():
+    in_packets = part_memory(SMALL, (1, 2), 10, parallel=ParallelConfig(micro_batches=4))
+    assert in_packets == part_memory(SMALL, (1, 2), 3)
+    assert max(in_packets) < max(part_memory(SMALL, (1, 2), 10))
 
 
 def test_by_parts_goes_at_the_pace_of_the_slowest_link_where_that_is_slower():
