@@ -16,7 +16,7 @@ def matrix_products(workload: Workload) -> Products:
     """(m, k, n) → how many products (m, k) · (k, n) a step has: those of convolutions as matrices (im2col).
 
     A convolution of N pixels from K = kernel²·C_in numbers to M channels is (N, K)(K, M); its weights' gradient is
-    (K, N)(N, M) and its input's (N, M)(M, K).
+    (K, N)(N, M) and its input's (N, M)(M, K). Of the images themselves nobody needs a gradient.
     """
     found: Products = Counter()
     for channels, height, width in workload.level_shapes():
@@ -25,6 +25,8 @@ def matrix_products(workload: Workload) -> Products:
         for k, m in [(channels, channels), *convolutions]:
             for shape in ((n, k, m), (k, n, m), (n, m, k)):
                 found[shape] += workload.steps
+    channels, height, width = next(workload.level_shapes())
+    found[workload.batch * height * width, channels, channels] -= 1
     return found
 
 
