@@ -68,7 +68,7 @@ def settings(phases: list[dict[str, Any]], parts: int = 3, **more: Any) -> dict[
         "device": "cpu",
         "glow": {"levels": 2, "steps": 3, "hidden": 16},
         "data": {"name": "digits", "batch": 12, "init_batch": 48},
-        "cut": {"scheme": "across_blocks", "parts": parts},
+        "cut": {"scheme": "across_blocks", "parts": parts, "provisional_prior": "standard"},
         "phases": phases,
         "checkpoint": {"every": None},
         "eval_every": 1000,

@@ -40,7 +40,7 @@ from benchmarks.lib.results import axes, keep, make_parser
 
 PAIRS = {"across2": 2, "across3": 3}
 LRS = {"digits": (4e-3, 4e-4), "cifar10_jpeg": (1e-3, 1e-4), "fashion_mnist": (1e-3, 1e-4)}
-ACROSS = ("--cut.scheme", "across_blocks", "--cut.at", "null")
+ACROSS = ("--cut.scheme", "across_blocks", "--cut.at", "null", "--cut.provisional_prior", "standard")
 HEAD = ("--cut.provisional_prior", "flow")
 END_TO_END = "end to end"
 ARMS = {

@@ -134,4 +134,5 @@ def _cut(parts: int, steps: int, half: int) -> tuple[str, ...]:
     """
     middle, last = steps // 2, 3 * steps // 2
     at = {1: [], 2: [half], 3: [middle, last], 4: [middle, half, last]}[parts]
-    return ("--cut.scheme", "explicit", "--cut.parts", str(parts), "--cut.at", str(at))
+    priors = ("--cut.provisional_prior", "standard")
+    return ("--cut.scheme", "explicit", "--cut.parts", str(parts), "--cut.at", str(at), *priors)

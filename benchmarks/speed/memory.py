@@ -1,6 +1,7 @@
 """How much memory does a process need at most, by parts and by what people would use instead?
 
-    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (15 minutes)
+    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (20 minutes)
+    python -m benchmarks.speed.memory --vary processes activations              (10 minutes)
 
 Every figure comes from fresh processes that train with one approach for a few seconds: the largest resident size that
 Linux saw during these batches, without what the process held before there was a model (interpreter, libraries, open
@@ -31,6 +32,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 QUICK_SETTINGS = [SETTINGS[0], ("parts", {"micro": 4}), ("1f1b", {"micro": 4}), *SETTINGS[-2:]]
 MIB = 2**20
+VARIED = ["processes", "batch", "steps", "activations"]
 
 
 def label(approach: dict[str, Any]) -> str:
@@ -38,16 +40,17 @@ def label(approach: dict[str, Any]) -> str:
     return NAMES[approach["name"]] + (f", {micro} micro-batches" if micro > 1 else "")
 
 
-def plan(quick: bool) -> list[tuple[str, int, Workload]]:
+def plan(quick: bool, vary: list[str]) -> list[tuple[str, int, Workload]]:
     """(what varies, processes, workload); the point where the lines meet is in each of them."""
     if quick:
         return [("processes", 2, QUICK)]
-    return [
+    points = [
         *(("processes", processes, FULL) for processes in (2, 3, 4)),
         *(("batch", 2, replace(FULL, batch=batch)) for batch in (24, 48, 96)),
         *(("steps", 2, replace(FULL, steps=steps)) for steps in (2, 4, 8)),
         *(("activations", 2, replace(FULL, activations=kept)) for kept in get_args(Activations)),
     ]
+    return [point for point in points if point[0] in vary]
 
 
 def measure(workload: Workload, processes: int, seconds: float, settings: list[Any]) -> dict[str, Any]:
@@ -104,11 +107,13 @@ def draw(points: list[dict[str, Any]]) -> Any:
 
 
 def main() -> None:
-    args = make_parser(__doc__).parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--vary", nargs="+", choices=VARIED, default=VARIED, help="what is varied")
+    args = parser.parse_args()
     seconds, settings = (0.0, QUICK_SETTINGS) if args.quick else (3.0, SETTINGS)
     known: dict[tuple[int, Workload], dict[str, Any]] = {}
     points = []
-    for varied, processes, workload in plan(args.quick):
+    for varied, processes, workload in plan(args.quick, args.vary):
         if (processes, workload) not in known:
             known[processes, workload] = measure(workload, processes, seconds, settings)
             show(known[processes, workload])

@@ -36,9 +36,9 @@ def _quickstart_phases() -> list[PhaseConfig]:
     # 1,500 images are few: without weight decay the test bits/dim rise again after some 30 epochs.
     small_set: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 2.0}
     return [
-        PhaseConfig("simultaneous", epochs=12.0, lr=2e-3, warmup_steps=50, **small_set),
-        PhaseConfig("end_to_end", epochs=15.0, lr=1e-3, **small_set),
-        PhaseConfig("end_to_end", epochs=6.0, lr=2e-4, **small_set),
+        PhaseConfig("simultaneous", epochs=16.0, lr=4e-3, warmup_steps=50, **small_set),
+        PhaseConfig("simultaneous", epochs=8.0, lr=8e-4, **small_set),
+        PhaseConfig("end_to_end", epochs=1.75, lr=4e-4, **small_set),
     ]
 
 
@@ -90,7 +90,7 @@ class Config:
     jet: JetConfig = field(default_factory=JetConfig)
     tarflow: TarFlowConfig = field(default_factory=TarFlowConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(batch=48))
-    cut: CutConfig = field(default_factory=CutConfig)
+    cut: CutConfig = field(default_factory=lambda: CutConfig(provisional_prior="flow"))
     phases: list[PhaseConfig] = field(default_factory=_quickstart_phases)
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

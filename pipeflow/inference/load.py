@@ -211,7 +211,7 @@ def _read_exported(file: Path, flow: Maker | None) -> Flow:
             raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
         name = settings.get("flow", "glow")
         section = name if name in FAMILIES else "glow"
-        cut = {"scheme": "explicit", "parts": 1, "at": []}
+        cut = {"scheme": "explicit", "parts": 1, "at": [], "provisional_prior": "standard"}
         config = from_dict({"flow": name, section: settings[section], "cut": cut})
         data_space = space(settings["image"], settings["levels"], settings["bits"], config.noise)
     except Exception as error:  # the reader of safetensors has an exception class of its own

@@ -187,7 +187,7 @@ def test_a_text_stays_as_it_is_written(tmp_path, name):
 def test_a_group_given_as_one_changes_what_it_names():
     config = parse(["--glow", "{levels: 3, steps: 4}", "--glow.steps=5", "--cut={scheme: by_blocks}"])
     assert (config.glow.levels, config.glow.steps, config.glow.hidden) == (3, 5, Config().glow.hidden)
-    assert config.cut == CutConfig("by_blocks", 3)
+    assert config.cut == CutConfig("by_blocks", 3, provisional_prior="flow"), "the quickstart's prior stays"
 
 
 # --- every setting in words
