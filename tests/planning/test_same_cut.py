@@ -20,7 +20,8 @@ from tests.support.small_runs import fit_in, small_config
 
 SETTINGS = [
     *("--glow.levels", "2", "--glow.steps", "3", "--glow.hidden", "8", "--data.batch", "12", "--data.init_batch", "32"),
-    *("--cut.scheme", "balanced", "--cut.parts", "2", "--device", "cpu", "--eval_every", "1e9"),
+    *("--cut.scheme", "balanced", "--cut.parts", "2", "--cut.provisional_prior", "standard"),
+    *("--device", "cpu", "--eval_every", "1e9"),
     *("--phases", "[{schedule: simultaneous, steps: 1}]"),
 ]
 ADAMAX = ["--phases", "[{schedule: simultaneous, steps: 1, optimizer: adamax}, {schedule: alternate, steps: 2}]"]
