@@ -45,6 +45,8 @@ def _with_new_heads(state: State, learners: tuple[int, ...]) -> set[int]:
     run, weights = state.run, state.weights
     if run.config.cut.provisional_prior != "flow" or weights.joined is not None:
         return set()
+    if run.world.resume_point:  # the others, which wait for this process, have none: it would ask them in vain
+        return set()
     learning = [position for position in run.world.mine if position in learners]
     new = [position for position in learning if not weights.slices[position].prior.started]
     return {position for positions in run.world.gather(new) for position in positions}

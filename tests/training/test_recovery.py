@@ -27,6 +27,7 @@ class Case(NamedTuple):
 
 EVERYONE = (0, 1, 2)
 PACKETS = ("--parallel.micro_batches", "3")
+HEADS = ("--cut.provisional_prior", "flow")
 
 
 def kill_the_two_behind(scene: Scene) -> None:
@@ -78,6 +79,7 @@ CASES = {
     "sequential, the learner": Case(3, kill, 29, 1),
     "sequential, a frozen head": Case(3, kill, 32, 0),
     "two at once": Case(3, kill_the_two_behind, 9, 0, again=(1, 2)),
+    "behind heads": Case(3, kill, 9, 1, words=HEADS),
     "between packets, head": Case(3, killed_between_packets, 9, 0, words=PACKETS),
     "between packets, middle": Case(3, killed_between_packets, 3, 1, words=PACKETS),
     "between packets, tail": Case(3, killed_between_packets, 9, 2, words=PACKETS),
@@ -95,6 +97,7 @@ QUICK = {
     "tail, simultaneous",
     "sequential, the learner",
     "between packets, middle",
+    "behind heads",
     "in an evaluation",
 }
 
