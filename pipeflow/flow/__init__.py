@@ -1,7 +1,6 @@
 """The mathematics: invertible steps and priors. Nothing here knows of parts, processes or data sets."""
 
 from .actnorm import ActNorm
-from .chain import added, advance, for_each, invert, prepare, prepare_inverse, stacked
 from .conv1x1 import LUConv1x1, PlainConv1x1, at_every_pixel, inverses
 from .coupling import AdditiveCoupling, AffineCoupling
 from .flow_prior import FlowPrior
@@ -13,6 +12,7 @@ from .prior import ChannelGaussian, StandardNormal, make_prior
 from .split import Split
 from .squeeze import Squeeze
 from .step import BatchedStep, Event, Step, Weights
+from .step_weights import added, advance, for_each, invert, prepare, prepare_inverse, stacked
 from .tarflow import TarFlowBlock
 from .transformer import Transformer
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .chain import stacked
 from .step import Step
+from .step_weights import stacked
 
 
 def _random_rotation(channels: int) -> Tensor:

@@ -4,16 +4,15 @@ The network may be anything, since it is never inverted: here is a Glow's capaci
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import matrix_network
-from .chain import for_each, stacked
 from .fused import affine, on_gpu
 from .step import Step, Weights
+from .step_weights import converted, for_each, stacked
 
 
 class ZeroConv2d(nn.Module):
@@ -77,32 +76,13 @@ class CouplingNetwork(nn.Sequential):
         if channels_last and dtype.itemsize == 2 and on_gpu(each[0][0]):
             return matrix_network.rows_of(each, dtype)
         for tensors in zip(*each, strict=True):
-            together = _Converted.apply(dtype, channels_last and tensors[0].dim() == 4, torch.cat(tensors))
-            kinds.append(together.split(len(tensors[0])))
+            together = converted(torch.cat(tensors), dtype, channels_last and tensors[0].dim() == 4)
+            kinds.append(torch.split(together, len(tensors[0])))
         return list(zip(*kinds, strict=True))
 
     def _tensors(self) -> Weights:
         first, _, middle, _, last = self
         return tuple(getattr(conv, kind) for conv in (first, middle, last.conv) for kind in ("weight", "bias"))
-
-
-class _Converted(torch.autograd.Function):
-    """A tensor in another precision and layout; its gradient as the tensor lay, in one kernel like the way there."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dtype: torch.dtype, channels_last: bool, tensor: Tensor) -> Tensor:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return tensor.to(dtype, memory_format=layout, copy=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.dtype = inputs[2].dtype
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, grad.to(ctx.dtype, memory_format=torch.contiguous_format)
 
 
 class Coupling(Step):

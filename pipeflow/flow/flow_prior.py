@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .actnorm import ActNorm
-from .chain import added, advance, prepare
 from .prior import StandardNormal
 from .step import Event, Step
+from .step_weights import added, advance, prepare
 
 
 class FlowPrior(StandardNormal):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .fused import define
+from .step_weights import converted
 
 _MULTIPLE = 8
 
@@ -31,11 +32,12 @@ def rows_of(tensors: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[tup
             (out,): weight and bias of each convolution.
         dtype: that networks compute in.
     """
-    first, first_bias, middle, middle_bias, last, last_bias = (torch.stack(kind) for kind in zip(*tensors, strict=True))
-    into = _rows(_PlainGradient.apply(first).movedim(2, 4))
-    onto = _rows(_PlainGradient.apply(last).movedim(1, 4))
+    first, first_bias, middle, middle_bias, last, last_bias = (
+        converted(torch.stack(kind), dtype) for kind in zip(*tensors, strict=True)
+    )
+    into, onto = _rows(first.movedim(2, 4)), _rows(last.movedim(1, 4))
     kinds = (into, first_bias, middle.flatten(2), middle_bias, onto, last_bias)
-    return list(zip(*(kind.to(dtype).unbind() for kind in kinds), strict=True))
+    return list(zip(*(kind.unbind() for kind in kinds), strict=True))
 
 
 def network(z: Tensor, *weights: Tensor) -> Tensor:
@@ -50,18 +52,6 @@ def network(z: Tensor, *weights: Tensor) -> Tensor:
     """
     result: Tensor = _Network.apply(z, *weights)
     return result
-
-
-class _PlainGradient(torch.autograd.Function):
-    """A tensor whose gradient is contiguous, as parameters keep theirs: for all networks at once, not for each."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
 
 
 class _Network(torch.autograd.Function):

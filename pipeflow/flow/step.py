@@ -56,8 +56,8 @@ class Step(nn.Module):
 class BatchedStep(Step):
     """A step whose weights can be made together with those of other steps: a few kernels for all instead of each.
 
-    Before a chain of steps is gone through (chain.py), those of one class, group and latent shape are prepared in one
-    call, and each then gets its weights. They must be the same bits however many steps are prepared together.
+    Before a chain of steps is gone through, those of one class, group and latent shape are prepared in one call
+    (step_weights.py). Each then gets its weights, the same bits however many steps are prepared together.
     """
 
     def group(self) -> Hashable | None:

@@ -11,6 +11,7 @@ from ..flow import Event, FlowPrior, StandardNormal, Step
 from .cut import CutConfig, flow_step_positions, scheme_cut
 from .families import Family, family_head, family_steps
 from .precision import Layout, Precision, set_precision
+from .seeding import seeded
 from .truncated import MakePrior, Truncated, truncate
 from .user_flow import Maker, UserFlow, check_name, own_steps
 
@@ -101,8 +102,7 @@ def provisional_prior(settings: ModelSettings, flow: Maker | None) -> str | Make
         )
 
     def make_prior(border: int, event: Event, remaining: Sequence[Step]) -> StandardNormal:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(1_000_003 * (settings.seed + 1) + border)
+        with seeded(1_000_003 * (settings.seed + 1) + border):
             if isinstance(flow, UserFlow):
                 return FlowPrior(flow.head(event), event)
             return FlowPrior(family_head(settings.family, settings.cut.head, event, remaining), event)

@@ -31,6 +31,7 @@ from ..flow import (
     stacked,
 )
 from ..settings import AtLeast1, settings
+from .seeding import seeded
 
 
 @settings("glow")
@@ -167,8 +168,7 @@ def glow_steps(config: GlowConfig, image: Event, seed: int = 0) -> list[Step]:
             f"Images of {height}×{width} cannot be halved {config.levels} times (glow.levels): both sides must be "
             f"multiples of {unit}. The nearest size is {nearest[0]}×{nearest[1]}."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         steps: list[Step] = []
         for level in range(config.levels):
             steps.append(Squeeze())

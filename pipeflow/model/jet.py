@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar
 
-import torch
-
 from ..flow import SPATIAL, Event, JetCoupling, Patches, Step, channel_order, spatial_order
 from ..settings import AtLeast1, settings
 from .cut import HeadConfig
+from .seeding import seeded
 
 _EVERY = 5  # one coupling in so many is spatial, the others are between channels, as in the published configuration
 
@@ -85,8 +84,7 @@ def jet_steps(config: JetConfig, image: Event, seed: int = 0) -> list[Step]:
             f"Images of shape {image} are {event[1]}×{event[2]} patches of {event[0]} numbers (jet.patch is "
             f"{config.patch}), but couplings halve all three, so they must be even."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return [opening, *_couplings(event, config.couplings, config.depth, config.width, config.heads)]
 
 

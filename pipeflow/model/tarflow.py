@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar
 
-import torch
-
 from ..flow import Event, Patches, Step, TarFlowBlock
 from ..settings import AtLeast1, Positive, settings
 from .cut import HeadConfig
 from .jet import check_heads, check_patches
+from .seeding import seeded
 
 
 @settings("tarflow")
@@ -63,8 +62,7 @@ def tarflow_steps(config: TarFlowConfig, image: Event, seed: int = 0) -> list[St
     """
     check_patches("tarflow", config.patch, image)
     opening = Patches(config.patch)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return [opening, *_blocks(opening.out_shape(image), False, config.blocks, config.depth, config)]
 
 

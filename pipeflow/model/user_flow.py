@@ -15,6 +15,7 @@ from torch import Tensor
 from ..flow import Event, Step
 from .cut import flow_step_positions
 from .families import FAMILIES
+from .seeding import seeded
 
 Maker = Callable[[], Sequence[Step]]
 """Makes the steps of a flow, in order, anew at every call; random weights come from torch's global generator."""
@@ -39,8 +40,7 @@ class UserFlow:
 
 def own_steps(make: Maker, seed: int) -> list[Step]:
     """The steps at their initial weights, which depend on the seed alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return list(make())
 
 

@@ -17,11 +17,11 @@ With R replicas a chain takes B/R images, and each part's gradient is averaged o
 that is hidden behind the backward passes of all micro-batches.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..data import packet_sizes
 from ..distributed import ParallelConfig
 from .balance import balanced_cut
 from .pipeline_simulation import Stages, period
@@ -99,7 +99,7 @@ def part_memory(
     profile: Profile, at: Sequence[int], batch: int, replicas: int = 1, parallel: ParallelConfig = DEFAULT
 ) -> list[float]:
     """Bytes that each part needs: weights, gradients, moments, what its backward pass keeps, packets on their way."""
-    images, costs = math.ceil(share(batch, replicas) / parallel.micro_batches), profile.parts(at)
+    images, costs = packet_sizes(share(batch, replicas), parallel.micro_batches)[0], profile.parts(at)
     packets = [size * images for size in profile.border_bytes(at)]
     return [
         profile.memory(cost, images, images) + 2 * arriving + parallel.depth * leaving + _bucket_bytes(cost, replicas)
@@ -131,7 +131,7 @@ def with_micro_batches(
 ) -> Forecast:
     """1F1B with a device per stage, and each replica's images in `count` micro-batches, as even as can be."""
     images, costs, packets = share(batch, replicas), profile.end_to_end().parts(at), profile.border_bytes(at)
-    sizes = [(images + micro) // count for micro in range(count)][::-1]  # the larger ones first
+    sizes = packet_sizes(images, count)
     backward = [[cost.backward(size) for size in sizes] for cost in costs]
     gradients = [ring_bytes(cost.parameters, replicas) for cost in costs]
     stages = Stages(

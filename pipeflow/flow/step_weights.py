@@ -1,6 +1,7 @@
-"""Going through consecutive steps: the weights of all of them are made first, together."""
+"""The weights of consecutive steps, made together before the steps are gone through; and going through them."""
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,32 @@ def stacked(modules: Sequence[nn.Module], name: str) -> Tensor:
 def for_each(stack: Tensor, batch: int) -> tuple[Tensor, ...]:
     """(n, …) → n views (batch, …), the same for every image; what is added up over images is so once for all n."""
     return stack[:, None].expand(-1, batch, *stack.shape[1:]).unbind()
+
+
+def converted(tensor: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """A tensor, of many modules at once, in another precision and layout; its gradient as the tensor lay.
+
+    Parameters keep contiguous gradients: left as they come, each module's would be copied by itself.
+    """
+    result: Tensor = _Converted.apply(dtype, channels_last, tensor)
+    return result
+
+
+class _Converted(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(dtype: torch.dtype, channels_last: bool, tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return tensor.to(dtype, memory_format=layout, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.dtype = inputs[2].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, grad.to(ctx.dtype, memory_format=torch.contiguous_format)
 
 
 def prepare(steps: Sequence[Step], event: Event, batch: int) -> list[Weights | None]:
