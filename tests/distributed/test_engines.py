@@ -17,7 +17,7 @@ from pipeflow.storage.checkpoint import load
 from pipeflow.training import fit
 from pipeflow.training.phase import Phase
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each_from, fit_in, small_config
 
 PHASES = [
     PhaseConfig("simultaneous", steps=3, lr=2e-3),
@@ -32,11 +32,6 @@ STEPS = (3, 6, 9, 11, 13)
 def config_of(run: Path, engine: EndToEndConfig, **others) -> Config:
     config = small_config(run, PHASES, ema=0.9, eval_every=4 / 125, end_to_end=engine, **others)
     return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, every=3, keep=9))
-
-
-def carry_out(init_method: str, given: list[tuple[Config, Path | None]]) -> None:
-    for number, (config, resume) in enumerate(given):
-        fit_in(f"{init_method}-{number}" if init_method else "", config, resume)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +55,7 @@ def fsdp(directory):
     source = directory / "fsdp" / "two" / "checkpoints" / "step-6"
     fit_in("", alone)
     given = [(two, None), (replicas, None), (resumed, source)]
-    in_processes(2, carry_out, given, directory=directory / "meet-fsdp")
+    in_processes(2, fit_each_from, given, directory=directory / "meet-fsdp")
     return directory / "fsdp"
 
 
@@ -76,8 +71,8 @@ def pipeline(directory, one):
         (config_of(run / "from one", four, activations="invert"), one / "checkpoints" / "step-6"),
         (config_of(run / "into ddp", EndToEndConfig()), source),
     ]
-    in_processes(2, carry_out, given, directory=directory / "meet-pipeline")
-    carry_out("", [(config_of(run / "alone", PIPELINE), None), (config_of(run / "into one", PIPELINE), source)])
+    in_processes(2, fit_each_from, given, directory=directory / "meet-pipeline")
+    fit_each_from("", [(config_of(run / "alone", PIPELINE), None), (config_of(run / "into one", PIPELINE), source)])
     return run
 
 
@@ -161,7 +156,7 @@ def test_a_pipeline_in_three_processes(one, directory):
         (config_of(run / "three", PIPELINE, activations="checkpoint"), None),
         (config_of(run / "resumed", PIPELINE, activations="checkpoint"), source),
     ]
-    in_processes(3, carry_out, given, directory=directory / "meet-three")
+    in_processes(3, fit_each_from, given, directory=directory / "meet-three")
     assert_close(one, run / "three", STEPS)
     assert_same_bits(run / "three", run / "resumed", STEPS[2:])
 
@@ -175,7 +170,7 @@ def test_replicas_of_a_pipeline(one, directory):
         (config_of(run / "four", PIPELINE, parallel=two), None),
         (config_of(run / "resumed", PIPELINE, parallel=two), source),
     ]
-    in_processes(4, carry_out, given, directory=directory / "meet-replicas")
+    in_processes(4, fit_each_from, given, directory=directory / "meet-replicas")
     assert_close(one, run / "four", STEPS)
     assert_same_bits(run / "four", run / "resumed", STEPS[2:])
 

@@ -15,7 +15,7 @@ from pipeflow.distributed.grid import Grid
 from pipeflow.model import CutConfig
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each, small_config
 
 STEPS = 5 / 125  # of an epoch with batches of 12: phases pause for evaluations within their turns
 PHASES = [
@@ -105,11 +105,6 @@ def test_replicas_see_exactly_the_images_of_one_chain(replicas):
         assert torch.equal(torch.cat([part.logp for part in parts]), whole.logp)
 
 
-def carry_out(init_method: str, configs: list[Config], resume: Path | None = None) -> None:
-    for number, config in enumerate(configs):
-        fit_in(f"{init_method}-{number}", config, resume)
-
-
 def two_parts(run: Path, **others) -> Config:
     cut = CutConfig("explicit", 2, [2], provisional_prior="learned")
     return small_config(run, PHASES, cut=cut, ema=0.9, eval_every=STEPS, **others)
@@ -122,10 +117,10 @@ def runs(tmp_path_factory):
     names = ("one", "pairs", "again", "joined", "spread")
     one, pairs, again, joined, spread = (two_parts(directory / name) for name in names)
     spread = dataclasses.replace(spread, parallel=ParallelConfig(replicas=2))
-    carry_out("", [one])
-    in_processes(4, carry_out, [pairs, again], directory=directory / "meet-4")
-    carry_out("", [joined], directory / "pairs" / "checkpoints" / "step-12")
-    in_processes(2, carry_out, [spread], directory / "one" / "checkpoints" / "step-12", directory=directory / "meet-2")
+    fit_each("", [one])
+    in_processes(4, fit_each, [pairs, again], directory=directory / "meet-4")
+    fit_each("", [joined], directory / "pairs" / "checkpoints" / "step-12")
+    in_processes(2, fit_each, [spread], directory / "one" / "checkpoints" / "step-12", directory=directory / "meet-2")
     return {name: directory / name for name in names}
 
 

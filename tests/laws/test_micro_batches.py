@@ -15,7 +15,7 @@ from pipeflow.storage import CheckpointConfig
 from pipeflow.storage.checkpoint import load
 from pipeflow.training import fit
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each, small_config
 
 PHASES = [
     PhaseConfig("simultaneous", steps=4, lr=2e-3, clip=0.5),
@@ -40,11 +40,6 @@ def config(directory: Path, name: str, size: int, packets: int | None = None, **
     return small_config(run, **{"phases": PHASES, "parallel": parallel, **settings, **others})
 
 
-def carry_out(init_method: str, configs: list[Config]) -> None:
-    for number, each in enumerate(configs):
-        fit_in(f"{init_method}-{number}", each)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Every run in 1, 2 and 3 processes, and with one packet per batch: (name, size, packets) → its directory."""
@@ -53,7 +48,7 @@ def runs(tmp_path_factory):
     for size in (1, 2, 3):
         keys = [(name, size, packets) for name in RUNS for packets in ((None, 1) if size == 1 else (None,))]
         configs = [config(directory, *key) for key in keys]
-        in_processes(size, carry_out, configs, directory=directory / f"meet-{size}")
+        in_processes(size, fit_each, configs, directory=directory / f"meet-{size}")
         found |= {key: Path(each.run_dir) for key, each in zip(keys, configs, strict=True)}
     return found
 
@@ -99,8 +94,8 @@ def test_replicas_agree_with_one_process(tmp_path):
     parallel = ParallelConfig(micro_batches=2, replicas=2)
     shared = config(tmp_path, "two images per packet, inverted", 2, phases=phases, parallel=parallel)
     alone = config(tmp_path, "two images per packet, inverted", 1, packets=4, phases=phases)
-    in_processes(2, carry_out, [shared], directory=tmp_path / "meet-2")
-    in_processes(1, carry_out, [alone], directory=tmp_path / "meet-1")
+    in_processes(2, fit_each, [shared], directory=tmp_path / "meet-2")
+    in_processes(1, fit_each, [alone], directory=tmp_path / "meet-1")
     expected, found = (load(Path(each.run_dir) / "checkpoints" / "step-8")[0] for each in (alone, shared))
     for key in expected:
         torch.testing.assert_close(

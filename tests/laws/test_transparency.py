@@ -9,7 +9,7 @@ import torch
 from pipeflow.config import Config, PhaseConfig
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
-from tests.support.small_runs import FLOWS, fit_in, small_config
+from tests.support.small_runs import FLOWS, fit_each, small_config
 
 SCHEDULES = {
     "simultaneous": [PhaseConfig("simultaneous", steps=7, lr=[2e-3, 1e-3, 3e-3], warmup_steps=3, clip=0.5)],
@@ -43,11 +43,6 @@ ENDING_JOINED = [name for name, (phases, _) in RUNS.items() if phases[-1].schedu
 EVERY_FEW_STEPS = 5 / 125
 
 
-def carry_out(init_method: str, configs: list[Config]) -> None:
-    for number, config in enumerate(configs):
-        fit_in(f"{init_method}-{number}", config)
-
-
 def schedule_configs(directory: Path, size: int) -> list[Config]:
     return [
         small_config(directory / f"{size}-{number}", phases, eval_every=EVERY_FEW_STEPS, **flow)
@@ -61,7 +56,7 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("transparency")
     configs = {size: schedule_configs(directory, size) for size in (1, 2, 3)}
     for size in configs:
-        in_processes(size, carry_out, configs[size], directory=directory / f"meet-{size}")
+        in_processes(size, fit_each, configs[size], directory=directory / f"meet-{size}")
     return {size: dict(zip(RUNS, (Path(config.run_dir) for config in configs[size]), strict=True)) for size in configs}
 
 

@@ -19,7 +19,7 @@ from pipeflow.model.truncated import truncate
 from pipeflow.reporting import page, read_run
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each, fit_in, small_config
 
 AGAIN = ["checkpoint", "invert"]
 IMAGE = (1, 8, 8)
@@ -156,7 +156,7 @@ def test_a_run_says_how_far_inverted_inputs_drifted(tmp_path, size):
     """In every line of a batch that was learned from, and nowhere else."""
     phases = [PhaseConfig("alternate", steps=6, turn_steps=2), PhaseConfig("end_to_end", steps=3)]
     configs = [small_config(tmp_path / kind, phases, activations=kind) for kind in ("keep", "invert")]
-    in_processes(size, carry_out, configs, directory=tmp_path / "meet")
+    in_processes(size, fit_each, configs, directory=tmp_path / "meet")
     for config in configs:
         for name in ("part-1", "part-2", "part-3", "end_to_end"):
             text = (Path(config.run_dir) / "metrics" / f"{name}.jsonl").read_text()
@@ -190,11 +190,6 @@ MODES = {
 }
 
 
-def carry_out(init_method: str, configs: list[Config]) -> None:
-    for number, config in enumerate(configs):
-        fit_in(f"{init_method}-{number}", config)
-
-
 def test_by_parts_the_bits_do_not_depend_on_the_processes(tmp_path):
     """Law 4, in every mode."""
     phases = [PhaseConfig("simultaneous", steps=4, lr=[2e-3, 1e-3, 3e-3], clip=0.5), PhaseConfig("alternate", steps=5)]
@@ -204,7 +199,7 @@ def test_by_parts_the_bits_do_not_depend_on_the_processes(tmp_path):
         for size in (1, 3)
     }
     for size in configs:
-        in_processes(size, carry_out, configs[size], directory=tmp_path / f"meet-{size}")
+        in_processes(size, fit_each, configs[size], directory=tmp_path / f"meet-{size}")
     for one, many in zip(configs[1], configs[3], strict=True):
         expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-9")[0] for config in (one, many))
         assert expected.keys() == found.keys()
@@ -216,7 +211,7 @@ def test_end_to_end_processes_agree_with_one(tmp_path):
     phases = [PhaseConfig("end_to_end", steps=5, lr=2e-3)]
     configs = [small_config(tmp_path / str(size), phases, activations="invert") for size in (1, 2)]
     for size, config in enumerate(configs, 1):
-        in_processes(size, carry_out, [config], directory=tmp_path / f"meet-{size}")
+        in_processes(size, fit_each, [config], directory=tmp_path / f"meet-{size}")
     expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-5")[0] for config in configs)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-5, msg=name)

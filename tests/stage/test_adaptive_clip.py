@@ -14,7 +14,7 @@ from pipeflow.stage import AdaptiveClip, Update, make_optimizer
 from pipeflow.storage import CheckpointConfig, checkpoint
 from pipeflow.storage.verify import check_values
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each_from, fit_in, small_config
 
 JOINED = PhaseConfig("end_to_end", steps=6, lr=3e-2, clip="adaptive")  # rates so high that norms double
 APART = PhaseConfig("simultaneous", steps=6, lr=2e-2, clip="adaptive", restart_optimizer=True)
@@ -102,11 +102,6 @@ def assert_close(one, other, *steps):
             torch.testing.assert_close(here[name], there[name], rtol=1e-2, atol=1e-3, msg=lambda text, name=name: name)
 
 
-def carry_out(init_method, given):
-    for number, (config, resume) in enumerate(given):
-        fit_in(f"{init_method}-{number}" if init_method else "", config, resume)
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """One process: by parts, end to end, by parts with a fixed norm."""
@@ -161,7 +156,7 @@ def test_two_processes_end_to_end_clip_by_the_norm_of_the_model(engine, joined, 
     resumed, other = (dataclasses.replace(config, run_dir=str(tmp_path / name)) for name in ("resumed", "other"))
     given = [(config, None), (resumed, tmp_path / "two" / "checkpoints" / "step-3")]
     given.append((other, joined / "checkpoints" / "step-3"))
-    in_processes(2, carry_out, given, directory=tmp_path / "meet")
+    in_processes(2, fit_each_from, given, directory=tmp_path / "meet")
     assert_close(joined, tmp_path / "two", 1, 2, 3)
     assert_close(joined, tmp_path / "other", 4, 6)
     assert differing(tmp_path / "two", tmp_path / "resumed", 6) == []

@@ -7,21 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeflow.config import Config, PhaseConfig
+from pipeflow.config import PhaseConfig
 from pipeflow.distributed import ParallelConfig, Pulse
 from pipeflow.flow import Packet
 from pipeflow.storage.checkpoint import load
 from pipeflow.stream.links import LocalLink
 from pipeflow.stream.process_links import Border
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each, small_config
 
 PHASES = [PhaseConfig("simultaneous", steps=6, lr=2e-3), PhaseConfig("end_to_end", steps=2, lr=1e-3)]
-
-
-def train(init_method: str, configs: list[Config]) -> None:
-    for number, config in enumerate(configs):
-        fit_in(f"{init_method}-{number}", config)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,7 @@ def runs(tmp_path_factory):
     }
     for size in (1, 3):
         chosen = [config for (_, number), config in configs.items() if number == size]
-        in_processes(size, train, chosen, directory=directory / f"meet-{size}")
+        in_processes(size, fit_each, chosen, directory=directory / f"meet-{size}")
     return {key: Path(config.run_dir) for key, config in configs.items()}
 
 

@@ -33,8 +33,19 @@ def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others
 
 
 def fit_in(init_method: str, config: Config, resume: Resume = None) -> dict[str, Any]:
-    """`fit` in the processes that `in_processes` started; it ends with them."""
+    """`fit` in the processes that `in_processes` started, or in this one if they meet nowhere; it ends with them."""
     world = open_world(config.parallel, config.cut.parts, config.device, init_method)
     result = fit(config, world, resume)
     world.close()
     return result
+
+
+def fit_each(init_method: str, configs: list[Config], resume: Resume = None) -> None:
+    """`fit_in` for several runs, one after another."""
+    fit_each_from(init_method, [(config, resume) for config in configs])
+
+
+def fit_each_from(init_method: str, runs: list[tuple[Config, Resume]]) -> None:
+    """`fit_in` for several runs, one after another, each from what it resumes."""
+    for number, (config, resume) in enumerate(runs):
+        fit_in(f"{init_method}-{number}" if init_method else "", config, resume)

@@ -16,7 +16,7 @@ from pipeflow.distributed import ParallelConfig
 from pipeflow.model import Flow
 from pipeflow.storage.checkpoint import load
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import fit_each, fit_in, small_config
 
 PHASES = [
     PhaseConfig("simultaneous", steps=8, lr=1e-3, warmup_steps=4, clip=1.0),
@@ -77,16 +77,11 @@ def test_a_run_computes_what_the_plain_one_does(plain, tmp_path, device, name):
             assert [key for key in there if not torch.equal(here[key], there[key])] == []
 
 
-def carry_out(init_method: str, configs: list[Config]) -> None:
-    for number, config in enumerate(configs):
-        fit_in(f"{init_method}-{number}", config)
-
-
 def test_processes_that_share_the_device_compute_the_bits_of_one(plain, tmp_path, device):
     parallel = ParallelConfig(backend="gloo")
     variants = {"plain": {}} | ({"graphs": {"cuda_graphs": True}} if device.type == "cuda" else {})
     configs = [config_of(tmp_path / key, device, parallel=parallel, **more) for key, more in variants.items()]
-    in_processes(3, carry_out, configs, directory=tmp_path / "meet")
+    in_processes(3, fit_each, configs, directory=tmp_path / "meet")
     for step in BY_PARTS:
         there, here = tensors(plain, step), tensors(tmp_path / "plain", step)
         assert [key for key in there if not torch.equal(here[key], there[key])] == []
