@@ -17,21 +17,19 @@ A rest from scratch learns after parts that are done, so it ends lower than a fl
 differences between columns say something.
 """
 
-import argparse
 import json
 import math
 import multiprocessing
 import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 import torch
 
-from benchmarks.lib.results import table
+from benchmarks.learning.comparison import Line, about_runs, by_seed, grouped, mean_error, read_files
+from benchmarks.lib.results import hardware, keep, make_parser, table
 from pipeflow.config import Config, PhaseConfig
 from pipeflow.data import Batches, DataConfig
 from pipeflow.distributed import World, prepare_process
@@ -114,10 +112,11 @@ def rest_from_scratch(checkpoint: Path, border: int, seed: int, steps: int, lr: 
         return ledger.bits_per_dim
 
 
-def study(parts: int, source: str, seed: int, steps: int) -> list[dict[str, Any]]:
-    """A flow, and the rest of it from scratch after each of its borders."""
+def study(parts: int, source: str, seed: int, steps: int) -> list[Line]:
+    """A flow, and the rest of it from scratch after each of its borders: a line per figure."""
     prepare_process(1, torch.device("cpu"))
-    row = {"parts": parts, "source": source, "seed": seed, "steps": steps}
+    row: Line = {"parts": parts, "source": source, "seed": seed, "steps": steps}
+    row |= {"hardware": hardware(), "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as parent:
         config = settings(Path(parent) / "run", source, BORDERS[parts], seed, steps)
         result = fit(config)
@@ -126,37 +125,39 @@ def study(parts: int, source: str, seed: int, steps: int) -> list[dict[str, Any]
         for border in BORDERS[parts]:
             bits = [rest_from_scratch(checkpoint, border, seed, steps, lr) for lr in (1.6e-2, 3.2e-2)]
             found.append(row | {"what": f"rest from scratch after {border}", "validation": min(bits), "by_lr": bits})
-    return found
+    return [line | {"key": f"{parts} {source} {seed} {steps} {line['what']}"} for line in found]
 
 
-def show(lines: list[dict[str, Any]]) -> str:
-    cells: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in lines:
-        cells[line["parts"], line["what"]][line["source"]].append(line["validation"])
+def show(lines: Sequence[Line]) -> str:
     rows = []
-    for (parts, what), by_source in sorted(cells.items()):
-        shown = []
+    for (parts, what), ours in sorted(grouped(lines, "parts", "what").items()):
+        by_source = grouped(ours, "source")
+        cells = []
         for source in SOURCES:
-            bits = by_source.get(source, [])
-            error = stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-            shown.append(f"{mean(bits):.3f} ± {error:.3f} ({len(bits)})" if bits else "–")
-        rows.append([f"{parts} parts", what, *shown])
-    return table(["", "held-out bits/dim of", *SOURCES], rows)
+            runs = by_source.get((source,), [])
+            found = mean_error(list(by_seed(runs, "validation").values()))
+            cells.append(found and f"{found[0]:.3f} ± {found[1]:.3f} ({len(runs)})")
+        rows.append([f"{parts} parts, {what}", *cells])
+    return table(["held-out bits/dim (seeds)", *SOURCES], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("--out", type=Path, help="file of the lines, one per figure")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="only make the table of such files")
     parser.add_argument("--parts", type=int, nargs="+", default=[2, 4], choices=list(BORDERS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no flow is begun")
     args = parser.parse_args()
     if args.table:
-        print(show([json.loads(line) for line in args.table.read_text().splitlines()]))
+        lines = read_files(args.table)
+        print(show(lines))
+        keep("what_is_left", {**about_runs(lines), "runs": lines}, args)
         return
+    if not args.out:
+        parser.error("--out or --table is needed.")
     until = time.monotonic() + 60 * args.minutes
     lines = []
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
