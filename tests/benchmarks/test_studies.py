@@ -1,6 +1,7 @@
 """Studies of many runs: in which order, at which learning rate, and what is made of them."""
 
 import argparse
+import json
 import math
 from pathlib import Path
 from statistics import stdev
@@ -14,8 +15,9 @@ from benchmarks.learning.paper_table import pair_jobs, pair_rows
 from benchmarks.learning.recipe import Recipe
 from benchmarks.learning.runs import Job, train_in_order
 from benchmarks.learning.tasks import digits
+from benchmarks.learning.what_is_left import SOURCES
 from pipeflow.config.parser import parse
-from tests.benchmarks.quick_runs import quick
+from tests.benchmarks.quick_runs import quick, run
 
 OPTIONS = {"data": "digits", "quick": False, "steps": None, "device": "cpu", "cuda_graphs": False, "lrs": None}
 
@@ -204,3 +206,14 @@ def test_quick_paper_table(tmp_path):
     assert [(row["pair"], row["arm"]) for row in found["rows"]] == [
         (pair, arm) for pair in paper_table.PAIRS for arm in paper_table.ARMS
     ]
+
+
+@pytest.mark.slow
+def test_a_rest_is_trained_after_every_kind_of_frozen_part(tmp_path):
+    out, table = tmp_path / "left.jsonl", tmp_path / "left.json"
+    run("-m", "benchmarks.learning.what_is_left", "--steps", "9", "--seeds", "1", "--parts", "2", "--out", out)
+    run("-m", "benchmarks.learning.what_is_left", "--table", out, "--json", table)
+    lines = json.loads(table.read_text())["runs"]
+    found = {(line["source"], line["what"]) for line in lines}
+    assert found == {(source, what) for source in SOURCES for what in ("itself", "rest from scratch after 4")}
+    assert all(2 < line["validation"] < 5 and line["hardware"] for line in lines)
