@@ -29,13 +29,19 @@ def report_end(world: World, error: BaseException) -> int:
     """
     line, code = _line(world, error)
     if world.store.claim(line):
-        if not isinstance(error, _EXPECTED):
+        if not isinstance(error, _EXPECTED) and not _out_of_memory(error):
             traceback.print_exception(error)
         print_error(line)
     return code
 
 
+_LONGEST = 900  # characters of a sentence: what a file says is part of it
 _EXPECTED = (ValueError, FloatingPointError, JoinError, OSError, StopRequested, KeyboardInterrupt)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether this process or its device has no memory left; on the CPU, PyTorch has no exception of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _line(world: World, error: BaseException) -> tuple[str, int]:
@@ -55,6 +61,9 @@ def _line(world: World, error: BaseException) -> tuple[str, int]:
             return f"{here}: {file}: {why}", 1
         case OSError():
             return f"{here}: {error}", 1
+        case _ if _out_of_memory(error):
+            less = "a smaller data.batch or more parallel.micro_batches need less"
+            return f"{here}: there is not enough memory; {less}", 1
         case _:
             return f"{here}: {type(error).__name__}: {error}", 1
 
@@ -80,7 +89,9 @@ def _lost(world: World, here: str, error: LostError) -> str:
 
 def print_error(error: BaseException | str) -> None:
     """Prints a command's one line about what is wrong."""
-    print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    print(f"pipeflow: {text}", file=sys.stderr, flush=True)
 
 
 def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_refusal: Callable[[], None]) -> int:
@@ -132,11 +143,13 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
         return _refuse(error)
     try:
         work()
-    except (ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
         line, code = str(error), 1 if isinstance(error, LostError) else 2
         if isinstance(error, KeyboardInterrupt):
             line, code = "interrupted", 130
-        if isinstance(error, torch.OutOfMemoryError):
+        if _out_of_memory(error):
             line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
         if world.store.claim(line):
             print_error(line)
