@@ -1,4 +1,4 @@
-"""A process that waits beside the one that trains starts it again, hands signals on, and takes it with it at its end."""
+"""A process that waits beside the one that trains starts it again, hands signals on, and ends it when it ends."""
 
 import os
 import signal
