@@ -15,7 +15,7 @@ import torch
 
 from ..data import InOrder, Purpose, Space, share
 from ..model import Truncated
-from ..stream import Chain, close
+from ..stream import Chain, aborted_if_lost, close
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,17 @@ def evaluate(
         index = torch.arange(first, first + count * size)
         head = InOrder(images, index, space, seed, Purpose.EVALUATE, size, world.device)
         links = chain.open_links(head, (size,), count, last)
-        for _ in range(count):
-            world.pulse.beat()
-            for part, inbox, outbox in links:
-                with torch.no_grad():
-                    packet, entries = slices[part].part.ledger(inbox.recv())
-                    outbox.send(packet.sealed())
-                    entries["prior"] = slices[part].prior.log_prob(packet.z).double()
-                for entry, logp in entries.items():
-                    sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
-        close(links)
+        with aborted_if_lost(links):
+            for _ in range(count):
+                world.pulse.beat()
+                for part, inbox, outbox in links:
+                    with torch.no_grad():
+                        packet, entries = slices[part].part.ledger(inbox.recv())
+                        outbox.send(packet.sealed())
+                        entries["prior"] = slices[part].prior.log_prob(packet.z).double()
+                    for entry, logp in entries.items():
+                        sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
+            close(links)
     totals: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     read = {part: {entry: nats.item() for entry, nats in by_entry.items()} for part, by_entry in sums.items()}
     for sums_of_process in world.gather(read):

@@ -28,7 +28,9 @@ class Pauses:
 
     def evaluate(self) -> None:
         """On the validation split, or without one on the test split: the parts that have started to learn."""
-        self._evaluated = self._state.progress.step, self._score(*self._state.run.images.evaluated())
+        step, (split, images) = self._state.progress.step, self._state.run.images.evaluated()
+        again = self._evaluated is not None and self._evaluated[0] == step  # with a process that was lost meanwhile
+        self._evaluated = step, self._score(split, images, silent=again)
 
     def ledger(self) -> Ledger:
         """The evaluation of this step, made now if there is none."""
@@ -42,10 +44,11 @@ class Pauses:
         images = self._state.run.images
         return self.ledger() if images.validation is None else self._score("test", images.test)
 
-    def _score(self, split: Split, images: Images) -> Ledger:
+    def _score(self, split: Split, images: Images, silent: bool = False) -> Ledger:
         run, slices, last = self._state.run, self._state.weights.slices, max(self._state.progress.learned)
         ledger = evaluate(run.chain, slices, images, run.space, run.config.seed, run.packet_images, last)
-        self._record.evaluated(ledger, split)
+        if not silent:
+            self._record.evaluated(ledger, split)
         return ledger
 
     def save(self) -> None:
