@@ -7,7 +7,7 @@ from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
 from .device import choose_device
 from .graceful_stop import Stop
-from .grid import grid, owners
+from .grid import grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
@@ -46,6 +46,7 @@ __all__ = [
     "lost_error",
     "open_world",
     "others_answer",
+    "overlap",
     "owners",
     "placed",
     "prepare_process",
@@ -53,5 +54,6 @@ __all__ = [
     "shard",
     "spread_like",
     "totals",
+    "unequal",
     "whole",
 ]
