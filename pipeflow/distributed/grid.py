@@ -210,7 +210,8 @@ def grid(parts: int, size: int, replicas: int | Sequence[int] | None = None) -> 
             near = f"the nearest are {size // parts * parts} and {(size // parts + 1) * parts}"
             raise ValueError(
                 f"{size} processes do not fit {parts} parts: start 1 to {parts} processes (a process may hold several "
-                f"consecutive parts), or a multiple of {parts} for several chains side by side ({near})."
+                f"consecutive parts), or a multiple of {parts} for several chains side by side ({near}); or list "
+                "how many each part gets (parallel.replicas)."
             )
         replicas = max(1, size // parts)
     if size % replicas or size // replicas > parts:

@@ -161,7 +161,8 @@ class Chain:
     def _pieces(self, other: int, sizes: tuple[int, ...], shared: bool) -> dict[int, list[range]]:
         """Rank of each process that holds part `other` → which images it takes of what this process takes of a packet.
 
-        Those that take none are left out: the shares of any two are in the same order, whatever a packet's size.
+        Those that take none are left out. All are in the order of the images, in which NCCL may have to connect them:
+        an order that is the same for both sides of a border lets none wait for each other in a circle.
         """
         mine = [self._share(self.world.rank, size, shared) for size in sizes]
         found: dict[int, list[range]] = {}

@@ -10,7 +10,7 @@ import torch
 from pipeflow.config import Config, PhaseConfig
 from pipeflow.data import Batches, Pixels
 from pipeflow.data.datasets import load as load_images
-from pipeflow.distributed import ParallelConfig, grid, overlap, owners
+from pipeflow.distributed import ParallelConfig, World, grid, overlap, owners
 from pipeflow.distributed.grid import Grid
 from pipeflow.model import CutConfig, HeadConfig
 from pipeflow.storage import CheckpointConfig
@@ -81,6 +81,12 @@ def test_replicas_are_inferred_or_given(parts, size, replicas, expected):
 def test_numbers_of_processes_that_do_not_fit(parts, size, replicas, message):
     with pytest.raises(ValueError, match=message):
         grid(parts, size, replicas)
+
+
+@pytest.mark.parametrize(("replicas", "size", "said"), [(2, 6, "2 replicas"), ([2, 1, 1], 4, r"\[2, 1, 1\] replicas")])
+def test_replicas_cannot_come_back_alone(replicas, size, said):
+    with pytest.raises(ValueError, match=rf"parallel.rejoin_s is 5.0, but there are {said}, which wait for each other"):
+        World(ParallelConfig(replicas=replicas, rejoin_s=5.0), 3, "cpu", 0, size)
 
 
 def test_ranks_of_a_chain_follow_one_another():
