@@ -183,7 +183,8 @@ def test_replicas_are_one_chain_within_float_tolerance(runs, name):
 
 
 UNEQUAL = {
-    "the first part": ([2, 1, 1], {"checkpoint": CheckpointConfig(every=3, keep=100)}),
+    # of the 297 test images one is left over, and the first replica has none of it
+    "the first part": ([2, 1, 1], {"checkpoint": CheckpointConfig(every=3, keep=100), "batch": 8}),
     "3 after 1, 2 after 3; heads, inverted, in packets, averaged": (
         [1, 3, 2],
         {
