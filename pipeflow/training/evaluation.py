@@ -63,7 +63,7 @@ def evaluate(
 ) -> Ledger:
     """Scores the images with the chain; every process must call it, and gets the same ledger.
 
-    Replicas share the images, batch by batch.
+    Chains share the images, batch by batch; the processes of a part share each batch.
 
     Args:
         chain: the borders.
@@ -77,8 +77,9 @@ def evaluate(
     sums: dict[int, dict[str, torch.Tensor]] = {part: {} for part in chain.mine(last)}  # on the device: no host waits
     world = chain.world
     for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
-        index = torch.arange(first, first + count * size)
-        head = InOrder(images, index, space, seed, Purpose.EVALUATE, size, world.device)
+        mine = world.grid.share(world.rank, size)
+        index = torch.arange(first, first + count * size).view(count, size)[:, mine.start : mine.stop].flatten()
+        head = InOrder(images, index, space, seed, Purpose.EVALUATE, len(mine) or size, world.device)
         links = chain.open_links(head, (size,), count, last)
         with aborted_if_lost(links):
             for _ in range(count):
