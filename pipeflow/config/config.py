@@ -26,11 +26,13 @@ from ..model import (
     check_passage,
     family_cut,
 )
-from ..settings import AtLeast1, Positive, settings
+from ..settings import AtLeast1, Positive, Seed, settings
 from ..storage import CheckpointConfig
 from .phases import EndToEndConfig, PhaseConfig
 from .schedule import micro_batches
 from .yaml_text import as_text
+
+_MOST_STEPS = 100_000  # of a flow; some hundred are usual
 
 
 def _quickstart_phases() -> list[PhaseConfig]:
@@ -78,7 +80,7 @@ class Config:
     """
 
     run_dir: str = "runs/quickstart"
-    seed: int = 0
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
     layout: Layout = "contiguous"
@@ -135,6 +137,8 @@ class Config:
                 "backward pass; use activations checkpoint, or keep."
             )
         flow_steps = max(self.family.levels, 1) * self.family.steps
+        if flow_steps > _MOST_STEPS:
+            raise ValueError(f"The flow has {flow_steps} flow steps; no more than {_MOST_STEPS} can be trained.")
         if self.cut.scheme != "balanced":
             family_cut(self.cut, self.family)
         elif self.cut.parts > flow_steps:
