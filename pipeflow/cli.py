@@ -19,6 +19,10 @@ from .errors import JoinError, LostError, SaveError, StopRequested
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and saved itself (EX_TEMPFAIL of sysexits.h: try again)."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+FINAL = (0, 2, STOPPED, INTERRUPTED)
+"""Exit codes after which the same command is not tried again."""
 
 
 def report_end(world: World, error: BaseException) -> int:
@@ -50,7 +54,7 @@ def _line(world: World, error: BaseException) -> tuple[str, int]:
         case StopRequested():
             return f"{error}; --resume auto goes on from its checkpoint", STOPPED
         case KeyboardInterrupt():
-            return f"{here}: interrupted; --resume auto goes on from the newest checkpoint", 130
+            return f"{here}: interrupted; --resume auto goes on from the newest checkpoint", INTERRUPTED
         case ValueError():
             return str(error), 2
         case LostError():
@@ -65,7 +69,7 @@ def _line(world: World, error: BaseException) -> tuple[str, int]:
             less = "a smaller data.batch or more parallel.micro_batches need less"
             return f"{here}: there is not enough memory; {less}", 1
         case _:
-            return f"{here}: {type(error).__name__}: {error}", 1
+            return f"{here}: {type(error).__name__}: {error}".removesuffix(": "), 1
 
 
 def _lost(world: World, here: str, error: LostError) -> str:

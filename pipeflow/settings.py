@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1, description="a whole number")]
 AtLeast1 = Annotated[int, Field(ge=1, le=(1 << 31) - 1, description="a whole number of at least 1")]
 Positive = Annotated[float, Field(gt=0, description="a positive number")]
+AtLeast0 = Annotated[int, Field(ge=0, description="a whole number that is not negative")]
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

@@ -4,7 +4,7 @@ from .config import Config
 from .describe import Setting, describe
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
-from .resume_settings import Resume, settle
+from .resume_settings import Resume, settle, settled_restarts
 from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 from .yaml_text import read_file
 
@@ -26,6 +26,7 @@ __all__ = [
     "read_file",
     "segments",
     "settle",
+    "settled_restarts",
     "stops",
     "turns",
 ]
