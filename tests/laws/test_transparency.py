@@ -36,7 +36,7 @@ RUNS = {name: (phases, FLOWS["glow"]) for name, phases in (SCHEDULES | JOINED).i
     f"{flow}, {name}": ((SCHEDULES | JOINED)[name], FLOWS[flow])
     for flow in FLOWS
     for name in ("all, one after another", "by parts, then end to end")
-    if flow != "glow"
+    if flow != "glow"  # whose schedules these are
 }
 ENDING_JOINED = [name for name, (phases, _) in RUNS.items() if phases[-1].schedule == "end_to_end"]
 # Phases pause for evaluations within their turns: 125 steps an epoch with batches of 12.
