@@ -78,7 +78,8 @@ def draw(
     """
     chain, world = local.chain, local.chain.world
     label = check_labels(labels, n, local.data_space.classes, world.device)
-    world.agree("what to draw", f"{n} images at {temperatures}, seed {seed}, {guidance}, settings {chain.digest}")
+    labelled = "" if label is None else f" labels {str(labels)[:300]}, guidance {guidance},"
+    world.agree("what to draw", f"{n} images at {temperatures}, seed {seed},{labelled} settings {chain.digest}")
     index_batches = list(torch.split(torch.arange(n, device=world.device), BATCH))
     largest = len(index_batches[0])
     inbox, outbox = upstream_links(chain, largest, len(index_batches) * len(temperatures))

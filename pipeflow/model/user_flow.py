@@ -108,6 +108,8 @@ def _behind(step: Step, z: Tensor, label: Tensor | None, who: str) -> Tensor:
     try:
         (out, dlogp), (again, _, eps) = advance(step, z, None, label), encode(step, z, None, label)
         back: Tensor = invert(step, out, eps, None, label)
+        if step.conditional:
+            step(z)  # steps are measured without labels
         said, said_eps = tuple(step.out_shape(event)), step.eps_shape(event)
     except Exception as error:  # a step that others wrote raises anything at all
         text = " ".join(str(error).split())

@@ -349,6 +349,41 @@ def test_settings_that_labels_do_not_go_with():
         DataConfig(label_dropout=0.1)
 
 
+HALVES = slice(24), slice(24, 48)
+
+
+@pytest.mark.parametrize("flow", ["jet", "tarflow"])
+def test_what_is_drawn_looks_like_its_label(flow, tmp_path):
+    """Three classes of pictures: dark, bright on the left, bright on the right; the sheet has a row of each."""
+    from PIL import Image
+
+    labels = np.arange(600) % 3
+    pictures = np.random.default_rng(0).integers(0, 60, (600, 4, 4, 1)).astype(np.uint8)
+    pictures[labels == 1, :, :2] += 180
+    pictures[labels == 2, :, 2:] += 180
+    own = (pictures, pictures[:60], (labels, labels[:60]))
+    families = {"jet": pipeflow.JetConfig(10, 1, 16, 2, 2), "tarflow": pipeflow.TarFlowConfig(4, 1, 16, 2, 2)}
+    config = Config(
+        run_dir=str(tmp_path / "run"),
+        device="cpu",
+        flow=flow,
+        **{flow: families[flow]},
+        data=DataConfig("own", batch=60, labels=True, label_dropout=0.1),
+        cut=CutConfig("by_blocks", 2),
+        phases=[PhaseConfig("simultaneous", steps=300, lr=5e-3, clip=1.0)],
+        checkpoint=CheckpointConfig(every=None),
+        eval_every=1e9,
+    )
+    fit(config, data=own)
+    assert sample.main([str(tmp_path / "run"), "--out", str(tmp_path / "sheet.png"), "--images", "8"]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L")) / 255.0
+    rows = [[sheet[12 + 60 * row :, 12 + 60 * column :][:48, :48] for column in range(8)] for row in range(3)]
+    left, right = (np.array([[image[:, side].mean() for image in row] for row in rows]) for side in HALVES)
+    dark, more_left, less_left = (left - right).mean(1)
+    assert abs(dark) < 0.2 and more_left > 0.4 and less_left < -0.4
+    assert left[0].mean() < 0.3 and right[0].mean() < 0.3
+
+
 # --- a flow of a script's own
 
 
