@@ -84,8 +84,8 @@ class ImageSet:
                 raise ValueError(
                     f"A {split} label is {wrong[0]}, but labels are 0 to {classes - 1}, as the training images have."
                 )
-        as_int64 = {split: np.ascontiguousarray(found, np.int64) for split, found in labels.items()}
-        return replace(self, labels=as_int64, classes=classes or 0)
+        in_memory = {split: np.array(found, np.int64) for split, found in labels.items()}
+        return replace(self, labels=in_memory, classes=classes or 0)
 
     def evaluated(self) -> tuple[Split, NDArray[Any]]:
         """The split on which a run is evaluated while it trains, and its name."""

@@ -69,7 +69,7 @@ def load_folder(
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pipeflow"
     parts = ("train", "test", *(("train-labels", "test-labels") if labels else ()))
     ready = {part: cache / f"{fingerprint}-{part}.npy" for part in parts}
-    classes = _classes(train, test) if labels else []
+    classes = _classes(train, test) if labels else {}
     try:
         if not all(path.exists() for path in ready.values()):
             cache.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def load_folder(
                 for part, names in (("train", train), ("test", test)):
                     kept = decode.write(Path(scratch, part), folder, names, image_size, on_corrupt, like)
                     if labels:
-                        numbers = [classes.index(_class(names[at])) for at in kept]
+                        numbers = [classes[_class(names[at])] for at in kept]
                         with Path(scratch, f"{part}-labels").open("wb") as file:
                             np.save(file, np.array(numbers, np.int64))
                 for part, path in ready.items():  # whole files appear at once, so racing processes cannot hurt
@@ -106,8 +106,8 @@ def _class(name: str) -> str:
     return "/".join(above[1:] if above[:1] in (("train",), ("test",), ("val",), ("valid",)) else above)
 
 
-def _classes(train: list[str], test: list[str]) -> list[str]:
-    """The folders of the training images, sorted; a ValueError where they are not those of classes."""
+def _classes(train: list[str], test: list[str]) -> dict[str, int]:
+    """The folders of the training images, sorted → numbers; a ValueError where they are not those of classes."""
     classes = sorted({_class(name) for name in train})
     if "" in classes:
         raise ValueError(
@@ -115,7 +115,7 @@ def _classes(train: list[str], test: list[str]) -> list[str]:
         )
     if strange := sorted({_class(name) for name in test} - set(classes)):
         raise ValueError(f"data.labels is on, but no training image is of the test images' class '{strange[0]}'.")
-    return classes
+    return {name: number for number, name in enumerate(classes)}
 
 
 def split(names: list[str], held_out: str | None) -> tuple[list[str], list[str]]:
