@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 AtLeast1 = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 Positive = Annotated[float, Field(gt=0, description="a positive number")]
+AtLeast0 = Annotated[int, Field(ge=0, description="a whole number that is not negative")]
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

@@ -4,7 +4,7 @@ from .config import Config
 from .describe import Setting, describe
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
-from .resume_settings import Resume, settle
+from .resume_settings import Resume, settle, settled_restarts
 from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "phase_steps",
     "segments",
     "settle",
+    "settled_restarts",
     "stops",
     "turns",
 ]

@@ -6,6 +6,7 @@ shapes are static, the place in the data is one integer, and a process that shar
 """
 
 import math
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -167,7 +168,8 @@ class MicroBatches:
     def recv(self) -> Packet:
         """The next packet."""
         if not self._packets:
-            self._packets = self._batches.recv().split(self._sizes)
+            batch, ends = self._batches.recv(), list(accumulate(self._sizes, initial=0))
+            self._packets = [batch.take(range(*borders)) for borders in pairwise(ends)]
         return self._packets.pop(0)
 
     def close(self, early: bool = False) -> None:

@@ -7,6 +7,7 @@ one from one split to the other; and what cannot be loaded says what was looked 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -162,11 +163,12 @@ def _check_size(name: str, wanted: int | None, size: int) -> None:
 
 def _digits(labels: bool) -> ImageSet:
     """scikit-learn's 1,797 digits, 8×8, greys 0…16: in the order they ship in, the last 297 are the test images."""
-    from sklearn.datasets import load_digits  # here, because only this data set needs scikit-learn
-
-    loaded = load_digits()
-    images, target = loaded.images.astype(np.uint8)[..., None], loaded.target
-    found = [target[:1500], target[1500:]] if labels else []
+    package = find_spec("sklearn")  # its file is read without it: scikit-learn and SciPy are slow to import
+    assert package and package.submodule_search_locations, "scikit-learn is a dependency"
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, np.uint8, delimiter=",")  # 64 pixels and the digit
+    images, digits = rows[:, :64].reshape(-1, 8, 8, 1), rows[:, 64]
+    found = [digits[:1500], digits[1500:]] if labels else []
     return ImageSet(images[:1500], images[1500:], levels=17).labelled(found)
 
 

@@ -9,6 +9,7 @@ from .device import choose_device
 from .graceful_stop import Stop
 from .grid import grid, owners
 from .heartbeat import EVERYONE, Pulse, last_sign
+from .lives import RESTARTS, run_in_child
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_settings import deterministic_kernels, intra_op_threads, prepare_process
@@ -21,6 +22,7 @@ from .world import Members, ResumePoint, World, say
 
 __all__ = [
     "EVERYONE",
+    "RESTARTS",
     "WIRES",
     "Engine",
     "Members",
@@ -49,6 +51,7 @@ __all__ = [
     "owners",
     "placed",
     "prepare_process",
+    "run_in_child",
     "say",
     "shard",
     "spread_like",

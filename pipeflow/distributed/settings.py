@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..settings import AtLeast1, NotNegative, Positive, settings
+from ..settings import AtLeast0, AtLeast1, NotNegative, Positive, settings
 
 
 @settings("parallel")
@@ -28,6 +28,9 @@ class ParallelConfig:
         heartbeat_s: seconds between two signs of life; a process that misses five counts as lost.
         rejoin_s: seconds that the others wait, while training by parts, for a lost process to come back; 0 ends the
             run.
+        restarts: how often a process that dies is started again, by a process beside it that has imported everything
+            and waits: alone, where `rejoin_s` lets the others wait, else with all others; torchrun does the same with
+            `--max-restarts`, but has to start Python and import PyTorch each time.
         wire: how a latent crosses a border while training by parts: "bf16" rounds it and halves the bytes; what is
             evaluated, sampled or trained end to end is never rounded.
     """
@@ -40,6 +43,7 @@ class ParallelConfig:
     timeout_s: Positive = 600.0
     heartbeat_s: Positive = 3.0
     rejoin_s: NotNegative = 0.0
+    restarts: AtLeast0 = 0
     wire: Literal["fp32", "bf16"] = "fp32"
 
     def bytes_per_image(self, event: Sequence[int], labels: bool = False) -> int:

@@ -6,7 +6,6 @@ Whatever splits, joins or copies packets goes through the methods here, so that 
 """
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -36,20 +35,19 @@ class Packet(NamedTuple):
         label = None if self.label is None else function(self.label)
         return Packet(function(self.z), function(self.logp), label)
 
-    def split(self, sizes: Sequence[int]) -> list["Packet"]:
-        """Packets of so many images each, in order."""
-        pieces = (repeat(None) if tensor is None else torch.split(tensor, list(sizes)) for tensor in self)
-        return [Packet(*piece) for _, *piece in zip(sizes, *pieces, strict=False)]
+    def take(self, images: range) -> "Packet":
+        """Consecutive images of the packet, sharing its memory."""
+        return self.each(lambda tensor: tensor[images.start : images.stop])
 
     @staticmethod
     def joined(packets: Sequence["Packet"]) -> "Packet":
-        """One packet of the images of several, in order."""
+        """Packets put together, in order; one alone as it is."""
         if len(packets) == 1:
             return packets[0]
         z, logp, label = zip(*packets, strict=True)
         return Packet(torch.cat(z), torch.cat(logp), None if label[0] is None else torch.cat(label))
 
-    def take(self, other: "Packet", non_blocking: bool = False) -> None:
+    def fill(self, other: "Packet", non_blocking: bool = False) -> None:
         """Writes the numbers of another packet of the same shape into the memory of this one."""
         for tensor, given in zip(self, other, strict=True):
             if tensor is not None:

@@ -115,7 +115,7 @@ class RecordedStep:
             self._record(packet)
         if self._replay_update is None:
             return self._recorder.aside(lambda: self._step.forward(packet, number))
-        self._packet.take(packet)
+        self._packet.fill(packet)
         replay, forwarded = self._forward[min(number, 1)]
         replay()
         return forwarded

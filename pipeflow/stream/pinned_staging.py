@@ -25,7 +25,7 @@ class Direct:
 
     def send(self, packet: Packet, slot: Packet) -> None:
         """Copies a packet to where it is sent from."""
-        slot.take(packet)
+        slot.fill(packet)
 
     def free(self, number: int) -> None:
         """Buffer `number` may be received into again."""
@@ -60,7 +60,7 @@ class Staged:
         """
         self._stream.wait_stream(self._computing())
         with torch.cuda.stream(self._stream):
-            slot.take(packet, non_blocking=True)
+            slot.fill(packet, non_blocking=True)
         self._event(self._stream).synchronize()
 
     def free(self, number: int) -> None:

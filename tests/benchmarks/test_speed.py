@@ -141,6 +141,15 @@ def test_what_faults_and_checkpoints_cost(module, tmp_path):
     assert found["config"]["processes"] == 3
 
 
+@pytest.mark.slow
+def test_what_is_kept_of_a_run_that_is_killed_again_and_again(tmp_path):
+    found = quick("robustness.goodput", tmp_path)
+    for mode in ("rejoin", "all"):
+        row = found["modes"][mode]
+        assert row["same_bits"] and row["failures"] >= 1 and 0 < row["goodput"] < 1
+        assert all(outage["seconds"] > 0 and outage["ranks"] for outage in row["outages"])
+
+
 def test_a_plan_is_compared_with_its_run(tmp_path):
     for row in quick("planning.plan", tmp_path)["rows"]:
         assert all(one["predicted"] > 0 and one["achieved"] > 0 for one in row["runs"])

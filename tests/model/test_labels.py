@@ -153,7 +153,7 @@ def test_a_label_takes_eight_bytes_of_a_packet_and_none_where_there_is_none():
     for number, size in enumerate((7, 4)):
         sent = Packet(torch.randn(size, 3, 5), torch.randn(size), torch.randint(-1, 9, (size,)))
         buffer = labelled.buffer()
-        labelled.packet(buffer, number).take(sent)
+        labelled.packet(buffer, number).fill(sent)
         found = labelled.packet(buffer, number)
         assert all(torch.equal(*pair) for pair in zip(sent, found, strict=True))
     assert plain.packet(plain.buffer(), 0).label is None

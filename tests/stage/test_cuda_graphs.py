@@ -44,7 +44,8 @@ class Images:
 
     def recv(self):
         if not self.waiting:
-            self.waiting = self.batch().split([6 // self.packets] * self.packets)
+            batch, size = self.batch(), 6 // self.packets
+            self.waiting = [batch.take(range(first, first + size)) for first in range(0, 6, size)]
         return self.waiting.pop(0)
 
     def batch(self):

@@ -37,21 +37,13 @@ PHASES = [
     {"schedule": "end_to_end", "steps": 10, "clip": 1.0, "warmup_steps": 4},
 ]
 HEARTBEAT_S, TIMEOUT_S = 0.5, 4.0
+SMALL = [
+    *("--device", "cpu", "--glow.levels", "2", "--glow.steps", "3", "--glow.hidden", "8"),
+    *("--glow.top_prior", "learned", "--data.batch", "12", "--data.init_batch", "32"),
+    *("--cut.provisional_prior", "learned"),
+]
 WORDS = [
-    *(
-        "--device",
-        "cpu",
-        "--glow.levels",
-        "2",
-        "--glow.steps",
-        "3",
-        "--glow.hidden",
-        "8",
-        "--glow.top_prior",
-        "learned",
-    ),
-    *("--data.batch", "12", "--data.init_batch", "32", "--cut.provisional_prior", "learned"),
-    *("--phases", json.dumps(PHASES), "--eval_every", str(7 / 125), "--checkpoint.every", "5"),
+    *(*SMALL, "--phases", json.dumps(PHASES), "--eval_every", str(7 / 125), "--checkpoint.every", "5"),
     *("--parallel.heartbeat_s", str(HEARTBEAT_S), "--parallel.timeout_s", str(TIMEOUT_S)),
 ]
 # Seconds from the fault to the end of the last process. At once: the system says so. Silent: five heartbeats are
@@ -264,10 +256,10 @@ def undisturbed(tmp_path_factory):
     return of
 
 
-def assert_same_bits(one: Path, other: Path) -> None:
+def assert_same_bits(one: Path, other: Path, steps: int = 43) -> None:
     """Weights, moments and every loss on the way, without gaps or repetitions."""
-    tensors, manifest = checkpoint.load(one / "checkpoints" / "step-43")
-    others, other_manifest = checkpoint.load(other / "checkpoints" / "step-43")
+    tensors, manifest = checkpoint.load(one / "checkpoints" / f"step-{steps}")
+    others, other_manifest = checkpoint.load(other / "checkpoints" / f"step-{steps}")
     assert tensors.keys() == others.keys() and manifest.started == other_manifest.started
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
     for name in ("part-1", "part-2", "part-3", "end_to_end", "evaluation"):

@@ -55,6 +55,15 @@ def killed_between_packets(scene: Scene) -> None:
     in_a_call(scene, EagerStep, "backward", lambda: os.kill(scene.pid(), 9), step)
 
 
+def killed_and_then_another(scene: Scene) -> None:
+    """A second process is lost while it meets the others because of the first."""
+    from pipeflow.distributed.process_world import ProcessWorld
+
+    kill(scene)
+    other = scene._replace(rank=2, target=2)
+    in_a_call(other, ProcessWorld, "rejoin", lambda: os.kill(os.getpid(), 9), lambda *_: scene.step)
+
+
 def killed_before_it_keeps_anything(scene: Scene) -> None:
     import pipeflow.training.recovery
 
@@ -80,6 +89,7 @@ CASES = {
     "sequential, the learner": Case(3, kill, 29, 1),
     "sequential, a frozen head": Case(3, kill, 32, 0),
     "two at once": Case(3, kill_the_two_behind, 9, 0, again=(1, 2)),
+    "another while they meet again": Case(3, killed_and_then_another, 4, 1, again=(1, 2)),
     "behind heads": Case(3, kill, 9, 1, words=HEADS),
     "with labels": Case(3, kill, 9, 1, words=(*LABELS, *HEADS, *PACKETS)),
     "between packets, head": Case(3, killed_between_packets, 9, 0, words=PACKETS),
@@ -100,6 +110,7 @@ QUICK = {
     "sequential, the learner",
     "between packets, middle",
     "behind heads",
+    "another while they meet again",
     "in an evaluation",
 }
 
