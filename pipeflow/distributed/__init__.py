@@ -7,7 +7,7 @@ from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
 from .device import choose_device
 from .graceful_stop import Stop
-from .grid import grid, owners
+from .grid import grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
 from .lives import RESTARTS, run_in_child
 from .malloc import keep_memory
@@ -48,6 +48,7 @@ __all__ = [
     "lost_error",
     "open_world",
     "others_answer",
+    "overlap",
     "owners",
     "placed",
     "prepare_process",
@@ -56,5 +57,6 @@ __all__ = [
     "shard",
     "spread_like",
     "totals",
+    "unequal",
     "whole",
 ]
