@@ -12,10 +12,12 @@ from ..config import Config, phase_steps, turns
 from ..flow import Event
 from ..model import family_caution
 from .balance import balanced_cut
+from .cluster import Cluster
 from .forecast import Forecast, compare, data_parallel, part_memory, share
 from .phase_forecast import Processes, phase_seconds, pipeline
 from .placement import Placement
 from .profile import Link, Profile
+from .scaling import Simulated, Simulation, Way
 
 MOST_DEVICES = 8
 
@@ -70,6 +72,7 @@ class Plan:
         link: between two devices.
         memory_bytes: of a device.
         placement, replicas: stages × replicas over hosts, None for a device per part and replica; chains side by side.
+        cluster: to be simulated; None for no simulation.
         image: (C, H, W) of an image.
         profile, at: what was measured, and flow steps before each border.
     """
@@ -84,6 +87,7 @@ class Plan:
     memory_bytes: float
     placement: Placement | None
     replicas: int
+    cluster: Cluster | None
     image: Event
     profile: Profile
     at: tuple[int, ...]
@@ -145,6 +149,11 @@ class Plan:
         counts = range(1, min(MOST_DEVICES, len(self.profile.steps)) + 1)
         cuts = [balanced_cut(self.profile, count, batch, self.link) for count in counts]
         return [compare(self.profile, at, batch, self.link, parallel=self.config.parallel) for at in cuts]
+
+    @cached_property
+    def scaling(self) -> dict[Way, list[Simulated]]:
+        """What is to be expected of 1, 2, 4, … devices of the cluster."""
+        return Simulation.of(self.profile, self.cluster, self.config, self.images).rows() if self.cluster else {}
 
     @cached_property
     def processes(self) -> dict[str, Processes]:
@@ -233,6 +242,7 @@ class Plan:
             "best": [forecasts(ways) for ways in self.best],
             "phases": [dataclasses.asdict(row) for row in self.phases],
             "placement": placed,
+            "scaling": {way: list(map(dataclasses.asdict, rows)) for way, rows in self.scaling.items()},
             "format": 2,
             "torch": torch.__version__,
             "config": self.config.as_dict(),
