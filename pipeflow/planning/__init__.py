@@ -8,5 +8,5 @@ from .measure import measure_steps
 from .placement import Placement, place_processes
 from .plan import Plan
 from .profile import Link, Profile
-from .run_profile import measured_profile
+from .run_profile import flow_step_groups, measured_profile
 from .scaling import Simulated, Simulation, limit
