@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import matrix_network
-from .fused import affine, on_gpu
+from .fused import Layout, affine, on_gpu
 from .step import Step, Weights
 from .step_weights import converted, for_each, stacked
 
@@ -53,7 +53,10 @@ class CouplingNetwork(nn.Sequential):
         self.hidden = hidden
 
     def forward(self, z: Tensor, weights: Weights = ()) -> Tensor:
-        """What the last convolution gives, without its gain; `weights` are those of `convolutions`, made beforehand."""
+        """What the last convolution gives, without its gain; `weights` are those of `convolutions`, made beforehand.
+
+        As matrices they take z as rows, and the last bias is left out.
+        """
         if weights and weights[0].dim() == 2:
             return matrix_network.network(z, *weights)
         first, first_bias, middle, middle_bias, last, last_bias = weights or self._tensors()
@@ -70,11 +73,11 @@ class CouplingNetwork(nn.Sequential):
     def convolutions(networks: Sequence["CouplingNetwork"], dtype: torch.dtype, channels_last: bool) -> list[Weights]:
         """Weights and biases of n networks as they compute with them: each kind converted in one piece.
 
-        In half precision with channels last a GPU takes them as matrices (matrix_network.py).
+        In half precision with channels last a GPU takes them as matrices (matrix_network.py), without the last bias.
         """
         kinds, each = [], [network._tensors() for network in networks]
         if channels_last and dtype.itemsize == 2 and on_gpu(each[0][0]):
-            return matrix_network.rows_of(each, dtype)
+            return matrix_network.rows_of([tensors[:-1] for tensors in each], dtype)
         for tensors in zip(*each, strict=True):
             together = converted(torch.cat(tensors), dtype, channels_last and tensors[0].dim() == 4)
             kinds.append(torch.split(together, len(tensors[0])))
@@ -108,38 +111,61 @@ class Coupling(Step):
 
     @staticmethod
     def prepare(couplings: Sequence["Coupling"], batch: int) -> list[Weights]:
-        """What `move` needs of the parameters of n couplings of one size and precision: gains (B, …), convolutions."""
+        """What `move` needs of the parameters of n couplings of one size and precision.
+
+        Gains (B, …); weights of the convolutions; as matrices, also the last bias (B, …).
+        """
         first, networks = couplings[0], [coupling.network for coupling in couplings]
         gains = for_each(CouplingNetwork.gains(networks), batch)
         if first.autocast is None and not first.channels_last:
             return [(gain,) for gain in gains]
         dtype = first.autocast or gains[0].dtype
         convolutions = CouplingNetwork.convolutions(networks, dtype, first.channels_last)
-        return [(gain, *tensors) for gain, tensors in zip(gains, convolutions, strict=True)]
+        made = [(gain, *tensors) for gain, tensors in zip(gains, convolutions, strict=True)]
+        if convolutions[0][0].dim() == 4:
+            return made
+        biases = for_each(torch.stack([network._tensors()[-1] for network in networks]), batch)
+        return [(*weights, bias) for weights, bias in zip(made, biases, strict=True)]
+
+    def layout(self, weights: Weights) -> Layout:
+        """How the network takes its latents, given weights of `prepare`."""
+        if len(weights) > 1 and weights[1].dim() == 2:
+            return "rows"
+        return "channels_last" if self.channels_last else "contiguous"
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self._seen(z[:, : self.kept])
-        return self.move(z, seen, z.new_zeros(len(z)), self.prepare([self], len(z))[0])
+        (weights,) = self.prepare([self], len(z))
+        return self.move(z, self._seen(z[:, : self.kept], weights), z.new_zeros(len(z)), weights)
 
     def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
         return self.move_back(z, self.prepare([self], len(z))[0])
 
     def move(self, z: Tensor, seen: Tensor, log_det: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """z (B, C, H, W), and its first channels as the network takes them → z', dlogp + log_det (B,)."""
+        """z (B, C, H, W), and its first channels in the network's layout → z', dlogp + log_det (B,)."""
         raise NotImplementedError
 
     def move_back(self, z: Tensor, weights: Weights) -> Tensor:
         """z' → z."""
         z_a, z_b = z[:, : self.kept], z[:, self.kept :]
-        raw = self.network(self._seen(z_a), weights[1:])
-        return torch.cat([z_a, self._move_back(z_b, raw * weights[0][:, :, None, None])], 1)
+        return torch.cat([z_a, self._move_back(z_b, self._given(self._seen(z_a, weights), weights))], 1)
 
     def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _seen(self, z_a: Tensor) -> Tensor:
+    def _run(self, seen: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        """What the network gives, and the bias (B, …) that is left to add."""
+        if self.layout(weights) == "rows":
+            return self.network(seen, weights[1:-1]), weights[-1]
+        return self.network(seen, weights[1:]), None
+
+    def _given(self, seen: Tensor, weights: Weights) -> Tensor:
+        raw, bias = self._run(seen, weights)
+        return (raw if bias is None else raw + bias[:, :, None, None]) * weights[0][:, :, None, None]
+
+    def _seen(self, z_a: Tensor, weights: Weights) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return z_a.to(self.autocast or z_a.dtype, memory_format=layout)
+        z_a = z_a.to(self.autocast or z_a.dtype, memory_format=layout)
+        return matrix_network.around(z_a) if self.layout(weights) == "rows" else z_a
 
 
 class AffineCoupling(Coupling):
@@ -153,7 +179,8 @@ class AffineCoupling(Coupling):
     numbers_a_channel = 2
 
     def move(self, z: Tensor, seen: Tensor, log_det: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        return affine(z, self.network(seen, weights[1:]), weights[0], log_det, self.kept)
+        raw, bias = self._run(seen, weights)
+        return affine(z, raw, weights[0], log_det, self.kept, bias)
 
     def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
         shift, raw = given.chunk(2, 1)
@@ -171,9 +198,8 @@ class AdditiveCoupling(Coupling):
     numbers_a_channel = 1
 
     def move(self, z: Tensor, seen: Tensor, log_det: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        given = self.network(seen, weights[1:]) * weights[0][:, :, None, None]
         z_a, z_b = torch.split(z, [self.kept, z.shape[1] - self.kept], 1)
-        return torch.cat([z_a, z_b + given], 1), log_det
+        return torch.cat([z_a, z_b + self._given(seen, weights)], 1), log_det
 
     def _move_back(self, z_b: Tensor, given: Tensor) -> Tensor:
         return z_b - given

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +21,17 @@ from torch.nn import functional as F
 _HAS_TRITON = bool(find_spec("triton") and (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")))
 
 
+Layout = Literal["contiguous", "channels_last", "rows"]
+"""How a coupling network takes latents: (B, C, H, W), or what `around` of matrix_network.py gives."""
+
+
 def on_gpu(z: Tensor) -> bool:
     """Whether a flow step on z runs the operations that are one kernel each."""
     return z.is_cuda
 
 
 def mix(
-    z: Tensor, matrix: Tensor, bias: Tensor, kept: int, dtype: torch.dtype, channels_last: bool
+    z: Tensor, matrix: Tensor, bias: Tensor, kept: int, dtype: torch.dtype, layout: Layout
 ) -> tuple[Tensor, Tensor]:
     """matrix · z + bias at every pixel, and its first channels as the coupling network takes them.
 
@@ -37,17 +41,19 @@ def mix(
             which whoever expanded it adds up for many steps at once.
         bias: (C,); on a GPU (B, C) likewise.
         kept: channels that the network sees.
-        dtype, channels_last: what it takes.
+        dtype, layout: what it takes; "rows" on a GPU only.
 
     Returns:
         z' (B, C, H, W) and z'[:, :kept] in memory of its own.
     """
-    out, seen = _Mix.apply(kept, dtype, channels_last, z, matrix, bias)
+    out, seen = _Mix.apply(kept, dtype, layout, z, matrix, bias)
     return out, seen
 
 
-def affine(z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """The affine coupling behind its network: z_b' = (z_b + shift) · σ(x + 2), with (shift, x) = gain · raw.
+def affine(
+    z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The affine coupling behind its network: z_b' = (z_b + shift) · σ(x + 2), with (shift, x) = gain · (raw + bias).
 
     Args:
         z: latents (B, C, H, W), float32 (or float64).
@@ -55,11 +61,12 @@ def affine(z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int) -> 
         gain: (B, 2(C − kept)), the same for every image; its gradient is left a vector an image.
         log_det: (B,), is added to the result.
         kept: channels that stay as they are.
+        bias: as `gain`; None where the network has added it.
 
     Returns:
         z' (B, C, H, W) and dlogp (B,).
     """
-    out, dlogp = _Affine.apply(kept, z, raw, gain, log_det)
+    out, dlogp = _Affine.apply(kept, z, raw, gain, log_det, bias)
     return out, dlogp
 
 
@@ -68,17 +75,20 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        kept: int, dtype: torch.dtype, channels_last: bool, z: Tensor, matrix: Tensor, bias: Tensor
+        kept: int, dtype: torch.dtype, layout: Layout, z: Tensor, matrix: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
+        last = layout == "channels_last"
         if on_gpu(z):
             out = torch.bmm(matrix, z.flatten(2)).view(z.shape)
-            result: tuple[Tensor, Tensor] = torch.ops.pipeflow.shift(out, bias, kept, dtype, channels_last)
+            ops, given = torch.ops.pipeflow, (out, bias, kept, dtype)
+            result: tuple[Tensor, Tensor] = ops.shift_rows(*given) if layout == "rows" else ops.shift(*given, last)
             return result
         out = F.conv2d(z, matrix[:, :, None, None], bias)
-        return out, _taken(out, kept, dtype, channels_last)
+        return out, _taken(out, kept, dtype, last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.rows = inputs[2] == "rows"
         ctx.save_for_backward(*inputs[3:5])
 
     @staticmethod
@@ -86,7 +96,8 @@ class _Mix(torch.autograd.Function):
         z, matrix = ctx.saved_tensors
         need_z, need_matrix, need_bias = ctx.needs_input_grad[3:]
         if on_gpu(z):
-            grad, grad_bias = torch.ops.pipeflow.shift_backward(grad, grad_seen)
+            ops = torch.ops.pipeflow
+            grad, grad_bias = (ops.shift_rows_backward if ctx.rows else ops.shift_backward)(grad, grad_seen)
             flat = grad.flatten(2)
             grad_z = torch.bmm(matrix.mT, flat).view(z.shape) if need_z else None
             grad_matrix = torch.bmm(flat, z.flatten(2).mT) if need_matrix else None
@@ -104,21 +115,24 @@ class _Affine(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(kept: int, z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        kept: int, z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         run = torch.ops.pipeflow.affine if on_gpu(z) else _affine
-        result: tuple[Tensor, Tensor] = run(z, raw, gain, log_det, kept)
+        result: tuple[Tensor, Tensor] = run(z, raw, gain, log_det, kept, bias)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.kept, *tensors, _ = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.kept, z, raw, gain, _, bias = inputs
+        ctx.save_for_backward(z, raw, gain, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_dlogp: Tensor) -> tuple[Tensor | None, ...]:
-        z, raw, gain = ctx.saved_tensors
+        z, raw, gain, bias = ctx.saved_tensors
         run = torch.ops.pipeflow.affine_backward if on_gpu(z) else _affine_backward
-        return None, *run(grad, grad_dlogp, z, raw, gain, ctx.kept), grad_dlogp
+        *grads, grad_bias = run(grad, grad_dlogp, z, raw, gain, ctx.kept, bias)
+        return None, *grads, grad_dlogp, None if bias is None else grad_bias
 
 
 def _taken(z: Tensor, kept: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -137,24 +151,34 @@ def _shift_backward(grad: Tensor, grad_seen: Tensor) -> tuple[Tensor, Tensor]:
     return out, out.sum((2, 3))
 
 
-def _affine(z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    shift, x = (raw * gain[:, :, None, None]).chunk(2, 1)
+def _affine(
+    z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    shift, x = (_biased(raw, bias) * gain[:, :, None, None]).chunk(2, 1)
     log_scale = F.logsigmoid(x + 2)
     out = torch.cat([z[:, :kept], (z[:, kept:] + shift) * log_scale.exp()], 1)
     return out, log_det + log_scale.flatten(1).sum(1)
 
 
 def _affine_backward(
-    grad: Tensor, grad_dlogp: Tensor, z: Tensor, raw: Tensor, gain: Tensor, kept: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    shift, x = (raw * gain[:, :, None, None]).chunk(2, 1)
+    grad: Tensor, grad_dlogp: Tensor, z: Tensor, raw: Tensor, gain: Tensor, kept: int, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = _biased(raw, bias)
+    shift, x = (given * gain[:, :, None, None]).chunk(2, 1)
     x = x + 2
     grad_moved = grad[:, kept:] * x.sigmoid()
     grad_x = ((z[:, kept:] + shift) * grad_moved + grad_dlogp[:, None, None, None]) * (-x).sigmoid()
     grad_given = torch.cat([grad_moved, grad_x], 1)
     layout = torch.contiguous_format if raw.is_contiguous() else torch.channels_last
-    grad_raw = (grad_given * gain[:, :, None, None]).to(raw.dtype, memory_format=layout)
-    return torch.cat([grad[:, :kept], grad_moved], 1), grad_raw, (grad_given * raw).flatten(2).sum(2)
+    grad_raw = grad_given * gain[:, :, None, None]
+    grad_bias = z.new_empty(0) if bias is None else grad_raw.sum((2, 3))
+    grad_gain = (grad_given * given).flatten(2).sum(2)
+    grad_z = torch.cat([grad[:, :kept], grad_moved], 1)
+    return grad_z, grad_raw.to(raw.dtype, memory_format=layout), grad_gain, grad_bias
+
+
+def _biased(raw: Tensor, bias: Tensor | None) -> Tensor:
+    return raw if bias is None else raw + bias[:, :, None, None]
 
 
 # Registered by hand: `torch.library.custom_op` takes three times as long to call, and derivatives are above.
@@ -198,17 +222,18 @@ define(
     lambda grad, grad_seen: (grad.new_empty(grad.shape), grad.new_empty(grad.shape[:2])),
 )
 define(
-    "affine(Tensor z, Tensor raw, Tensor gain, Tensor log_det, int kept) -> (Tensor, Tensor)",
+    "affine(Tensor z, Tensor raw, Tensor gain, Tensor log_det, int kept, Tensor? bias) -> (Tensor, Tensor)",
     _affine,
-    lambda z, raw, gain, log_det, kept: (z.new_empty(z.shape), z.new_empty(len(z))),
+    lambda z, raw, gain, log_det, kept, bias: (z.new_empty(z.shape), z.new_empty(len(z))),
 )
 define(
-    "affine_backward(Tensor grad, Tensor grad_dlogp, Tensor z, Tensor raw, Tensor gain, int kept)"
-    " -> (Tensor, Tensor, Tensor)",
+    "affine_backward(Tensor grad, Tensor grad_dlogp, Tensor z, Tensor raw, Tensor gain, int kept, Tensor? bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _affine_backward,
-    lambda grad, grad_dlogp, z, raw, gain, kept: (
+    lambda grad, grad_dlogp, z, raw, gain, kept, bias: (
         z.new_empty(z.shape),
         torch.empty_like(raw),
         z.new_empty(raw.shape[:2]),
+        z.new_empty(0 if bias is None else raw.shape[:2]),
     ),
 )

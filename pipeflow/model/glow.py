@@ -121,7 +121,7 @@ class FlowStep(BatchedStep):
         matrix, bias, log_det, *others = weights or self._alone(z)
         coupling = self.coupling
         kind = coupling.autocast or matrix.dtype
-        z, seen = mix(z.to(matrix.dtype), matrix, bias, coupling.kept, kind, coupling.channels_last)
+        z, seen = mix(z.to(matrix.dtype), matrix, bias, coupling.kept, kind, coupling.layout(tuple(others)))
         return coupling.move(z, seen, log_det, tuple(others))
 
     def inverse(self, z: Tensor, eps: Tensor | None = None, weights: Weights | None = None) -> Tensor:

@@ -108,12 +108,12 @@ def test_every_row_of_the_suite_is_measured_or_says_why_not(tmp_path):
     assert 0 < memory["invert"]["drift"] < 1e-4
 
 
-@pytest.mark.parametrize(("setting", "most"), [("fp32", 2000), ("bf16, channels last", 2900)])
+@pytest.mark.parametrize(("setting", "most"), [("fp32", 2000), ("bf16, channels last", 2500)])
 def test_a_training_step_launches_few_kernels(setting, most):
     """The budget of Glow 3 × 32, whose average of the weights comes on top.
 
     A convolution counts as one kernel here. Half precision takes products in place of convolutions: more that count,
-    and fewer on a GPU, where 3,353 ran in a step of 64 images (4,350 with convolutions, gpu_h100.json).
+    and fewer on a GPU (gpu_h100.json).
     """
     counts = count(dataclasses.replace(Workload(levels=3, steps=32, hidden=8, size=8, batch=2), **SETTINGS[setting]))
     assert 1000 < sum(sum(counts[phase].values()) for phase in ("forward", "backward", "update")) <= most

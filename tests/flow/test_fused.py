@@ -51,23 +51,27 @@ def tensors_of(size, kind, last, device):
 
 @pytest.mark.parametrize("size", SIZES)
 @networks
-def test_the_affine_operation_is_the_formula(size, kind, last, device):
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_affine_operation_is_the_formula(size, kind, last, biased, device):
     """Values and gradients against autograd of the formula in float64."""
     z, grad, raw, _, gain, log_det, grad_dlogp = tensors_of(size, kind, last, device)
-    kept = size[-1]
-    leaves = [tensor.double().requires_grad_() for tensor in (z, raw, gain, log_det)]
-    shift, x = (leaves[1] * leaves[2][:, :, None, None]).chunk(2, 1)
+    kept, biases = size[-1], [gain.flip(1)] if biased else []
+    given = [z, raw, gain, log_det, *biases]
+    leaves = [tensor.double().requires_grad_() for tensor in given]
+    shift, x = ((leaves[1] + sum(bias[:, :, None, None] for bias in leaves[4:])) * leaves[2][:, :, None, None]).chunk(
+        2, 1
+    )
     log_scale = F.logsigmoid(x + 2)
     out = torch.cat([leaves[0][:, :kept], (leaves[0][:, kept:] + shift) * log_scale.exp()], 1)
     dlogp = leaves[3] + log_scale.flatten(1).sum(1)
     expected = torch.autograd.grad([out, dlogp], leaves, [grad.double(), grad_dlogp.double()])
-    given = [tensor.requires_grad_() for tensor in (z, raw, gain, log_det)]
-    found_out, found_dlogp = fused.affine(*given, kept)
+    given = [tensor.requires_grad_() for tensor in given]
+    found_out, found_dlogp = fused.affine(*given[:4], kept, *given[4:])
     close(found_out, out)
     close(found_dlogp, dlogp)
     found = torch.autograd.grad([found_out, found_dlogp], given, [grad, grad_dlogp])
-    for name, one, other in zip(("z", "raw", "gain", "log_det"), found, expected, strict=True):
-        close(one, other, kind if name == "raw" else torch.float32)
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        close(one, other, kind if place == 1 else torch.float32)
     assert found[1].dtype == kind and found[1].stride() == raw.stride()
 
 
@@ -82,7 +86,7 @@ def test_mixing_is_an_affine_map_of_the_channels(size, kind, last, device):
     expected = torch.autograd.grad([out, out[:, :kept]], leaves, [grad.double(), seen.double()])
     given = [tensor.requires_grad_() for tensor in (z, matrix, bias)]
     expanded = [one.expand(len(z), *one.shape) if z.is_cuda else one for one in given[1:]]
-    found_out, found_seen = fused.mix(given[0], *expanded, kept, kind, last)
+    found_out, found_seen = fused.mix(given[0], *expanded, kept, kind, "channels_last" if last else "contiguous")
     close(found_out, out)
     close(found_seen, out[:, :kept], kind)
     assert found_seen.dtype == kind and found_seen.is_contiguous(
@@ -114,12 +118,12 @@ def test_a_network_by_products_is_three_convolutions(size, kind, device):
         .contiguous(memory_format=torch.channels_last)
         for count in (kept, 2 * (channels - kept))
     )
-    exact = [tensor.double().requires_grad_() for tensor in (z, *network._tensors())]
-    out = network(exact[0], tuple(exact[1:]))
+    exact = [tensor.double().requires_grad_() for tensor in (z, *network._tensors()[:-1])]
+    out = network(exact[0], (*exact[1:], torch.zeros_like(network._tensors()[-1])))
     expected = torch.autograd.grad(out, exact, grad.double())
     given = [tensor.detach().to(kind).requires_grad_() for tensor in exact]
     (rows,) = matrix_network.rows_of([given[1:]], kind)
-    found_out = matrix_network.network(given[0], *rows)
+    found_out = matrix_network.network(matrix_network.around(given[0]), *rows)
     assert found_out.is_contiguous(memory_format=torch.channels_last) and found_out.dtype == kind
     found = torch.autograd.grad(found_out, given, grad)
     for one, other in zip((found_out, *found), (out, *expected), strict=True):
@@ -128,22 +132,43 @@ def test_a_network_by_products_is_three_convolutions(size, kind, device):
         assert (one - other).norm() <= tolerance * (other.norm() + 1e-3)
 
 
-OPERATIONS = ("shift", "shift_backward", "affine", "affine_backward", "neighbours", "overlapped")
+def test_a_step_by_products_is_one_by_convolutions(perturb, monkeypatch, device):
+    """Forward, back, and gradients with the branches of a GPU, beside those of a CPU; in bf16, but for rounding."""
+    for kind in ("affine", "additive"):
+        step = perturb(FlowStep(6, GlowConfig(hidden=16, coupling=kind)).to(device))
+        step.coupling.autocast, step.coupling.channels_last = torch.bfloat16, True
+        z, found = torch.randn(3, 6, 4, 4, device=device), []
+        for gpu in (True, False):
+            monkeypatch.setattr(torch.Tensor, "is_cuda", gpu)
+            weights = prepare([step], (6, 4, 4), 3)
+            assert weights[0] is not None and (weights[0][4].dim() == 2) == gpu
+            out, dlogp = advance(step, z, weights[0])
+            gradients = torch.autograd.grad(out.square().sum() - dlogp.sum(), list(step.parameters()))
+            back = invert(step, out, None, prepare_inverse([step], weights, (6, 4, 4))[0])
+            torch.testing.assert_close(back, z, rtol=1e-3, atol=1e-3)
+            found.append((out, dlogp, *gradients))
+        for one, other in zip(*found, strict=True):
+            assert (one - other).norm() <= 0.02 * (other.norm() + 0.1)
+
+
+BY_PRODUCTS = ("neighbours", "overlapped", "shift_rows", "shift_rows_backward")
+OPERATIONS = ("shift", "shift_backward", "affine", "affine_backward", *BY_PRODUCTS)
 
 
 def arguments_of(name, size, kind, last, device):
     z, grad, raw, seen, gain, log_det, grad_dlogp = tensors_of(size, kind, last, device)
     bias = gain[:, :1].expand(-1, size[1])
-    wide, (height, width) = matrix_network.columns(size[-1]), size[2:4]
-    rows = torch.randn(size[0] * height * width, wide, device=device).to(kind)
-    sign = 1 if last else -1
+    rows = torch.randn(size[0], *size[2:4], matrix_network.columns(size[-1]), device=device).to(kind)
+    sign, gain_bias = 1 if last else -1, gain.flip(1) if last else None
     return {
-        "neighbours": (seen, wide, sign),
-        "overlapped": (rows, rows[0, : size[-1]].clone() if last else None, size[-1], height, width, sign),
+        "neighbours": (seen, sign),
+        "overlapped": (rows, sign),
+        "shift_rows": (z, bias, size[-1], kind),
+        "shift_rows_backward": (grad, rows),
         "shift": (z, bias, size[-1], kind, last),
         "shift_backward": (grad, seen),
-        "affine": (z, raw, gain, log_det, size[-1]),
-        "affine_backward": (grad, grad_dlogp, z, raw, gain, size[-1]),
+        "affine": (z, raw, gain, log_det, size[-1], gain_bias),
+        "affine_backward": (grad, grad_dlogp, z, raw, gain, size[-1], gain_bias),
     }[name]
 
 
@@ -165,11 +190,14 @@ def interpreted() -> None:
         for kind, last in NETWORKS:
             for name in OPERATIONS:
                 given = arguments_of(name, size, kind, last, "cpu")
-                one_of = name in ("neighbours", "overlapped")
-                kernels, references = (triton_neighbours, matrix_network) if one_of else (triton_kernels, fused)
+                products = name in BY_PRODUCTS
+                kernels, references = (triton_neighbours, matrix_network) if products else (triton_kernels, fused)
                 found, expected = getattr(kernels, name)(*given), getattr(references, f"_{name}")(*given)
-                found, expected = ((found,), (expected,)) if one_of else (found, expected)
+                if isinstance(found, torch.Tensor):
+                    found, expected = (found,), (expected,)
                 for one, other in zip(found, expected, strict=True):
+                    if not one.numel():
+                        continue
                     assert one.dtype == other.dtype and one.stride() == other.stride(), (name, size)
                     close(one, other.double(), one.dtype)
     print("all agree")
@@ -181,6 +209,44 @@ def test_the_kernels_agree_with_their_references_in_the_interpreter():
     code = "from tests.flow.test_fused import interpreted; interpreted()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "all agree\n", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_kernels_compile_for_gpus_that_are_not_there(capability, monkeypatch, tmp_path):
+    """To the machine code of an A100 and an H100, with the kinds and constants of a launch, which is left out."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pipeflow.flow import triton_kernels, triton_neighbours
+
+    kinds = {torch.float32: "*fp32", torch.bfloat16: "*bf16", int: "i32"}
+    compiled = set()
+
+    def compile_only(kernel, *args, grid, warmup, **keywords):
+        options = {name: keywords.pop(name) for name in list(keywords) if name not in kernel.arg_names}
+        given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
+        constants = {
+            name: value for name, value in given.items() if name in keywords or (isinstance(value, int) and value == 1)
+        }
+        kind = {
+            name: kinds[getattr(value, "dtype", type(value))] for name, value in given.items() if name not in constants
+        }
+        signature = {name: kind.get(name, "constexpr") for name in kernel.arg_names}
+        code = triton.compile(
+            ASTSource(fn=kernel, signature=signature, constexprs=constants), GPUTarget("cuda", capability, 32), options
+        )
+        assert len(code.asm["cubin"])
+        compiled.add(kernel.fn.__name__)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
+    for size, kind, last in (((3, 12, 16, 16, 6), torch.bfloat16, True), ((1, 96, 33, 31, 48), torch.float32, False)):
+        for name in OPERATIONS:
+            module = triton_neighbours if name in BY_PRODUCTS else triton_kernels
+            getattr(module, name)(*arguments_of(name, size, kind, last, "cpu"))
+    assert compiled == {f"_{name}_kernel" for name in OPERATIONS}
 
 
 CONFIGS = {"lu": GlowConfig(hidden=4), "plain": GlowConfig(hidden=4, conv1x1="plain")}
