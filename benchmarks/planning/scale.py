@@ -94,7 +94,7 @@ def main() -> None:
         "hosts of 8, joined by 100 Mb/s": Cluster(most, INSIDE, most // 8, FAR, **FAILURES),
     }
     for place, cluster in places.items():
-        rows, shown = Simulation(profile, cluster, batch).rows(), []
+        rows, shown = Simulation(profile, cluster, batch).rows, []
         for way, of in rows.items():
             stop = limit(of, most)
             for row in of:

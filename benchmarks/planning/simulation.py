@@ -130,10 +130,12 @@ def compared(
     return found
 
 
-def on_processes(workload: Workload, handling_s: float, seconds: float, rounds: int, most: int) -> list[dict[str, Any]]:
-    """1 to `most` processes of this machine."""
+def on_processes(
+    workload: Workload, handling_s: float, seconds: float, rounds: int, counts: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """So many processes of this machine."""
     found, cores = [], os.cpu_count() or 1
-    for processes in range(1, most + 1):
+    for processes in counts:
         profile = measured_in(processes, workload)
         cut = balanced_cut(profile, processes, workload.batch)
         crowded = cores if processes > cores else None
@@ -211,10 +213,10 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main() -> None:
     args = make_parser(__doc__).parse_args()
     workload, seconds, rounds = (QUICK, 0.2, 1) if args.quick else (FULL, 2.0, 2)
-    port = free_port()
+    counts, port = (2,) if args.quick else (1, 2, 3, 4), free_port()
     handling_s = at_once(handling, [(rank, 2, port) for rank in range(2)])
     print(f"Averaging gradients costs the processor {1e9 * handling_s:.2f} ns per byte sent.", flush=True)
-    result: dict[str, Any] = {"processes": on_processes(workload, handling_s, seconds, rounds, 2 if args.quick else 4)}
+    result: dict[str, Any] = {"processes": on_processes(workload, handling_s, seconds, rounds, counts)}
     if why := why_not():
         print(f"pipeflow: lines are skipped: {why}. They need Linux, root, and ip and tc of iproute2.", file=sys.stderr)
     result["lines"] = [] if why else over_lines(workload, handling_s, seconds, [1e7] if args.quick else [1e8, 1e7])

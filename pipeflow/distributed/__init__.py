@@ -7,8 +7,9 @@ from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
 from .device import choose_device
 from .graceful_stop import Stop
-from .grid import grid, owners
+from .grid import grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
+from .lives import RESTARTS, run_in_child
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_settings import deterministic_kernels, intra_op_threads, prepare_process
@@ -21,6 +22,7 @@ from .world import Members, ResumePoint, World, say
 
 __all__ = [
     "EVERYONE",
+    "RESTARTS",
     "WIRES",
     "Engine",
     "Members",
@@ -46,12 +48,15 @@ __all__ = [
     "lost_error",
     "open_world",
     "others_answer",
+    "overlap",
     "owners",
     "placed",
     "prepare_process",
+    "run_in_child",
     "say",
     "shard",
     "spread_like",
     "totals",
+    "unequal",
     "whole",
 ]

@@ -32,8 +32,8 @@ def make_cluster(link: float, hosts: int | None, jitter: Sequence[float] = (), *
     latency, devices = given.pop("latency", 0.0), given.pop("devices", None)
     line = Link(given.pop("between_hosts", link), given.pop("between_latency", latency))
     if devices is None:
-        if options_without := [name for name, value in options.items() if value is not None]:
-            raise ValueError(f"--{options_without[0].replace('_', '-')} is for a simulation; give --devices as well.")
+        if alone := [*(name for name, value in options.items() if value is not None), *["jitter_from"] * bool(jitter)]:
+            raise ValueError(f"--{alone[0].replace('_', '-')} is for a simulation; give --devices as well.")
         return None
     given = {names.get(name, name): value for name, value in given.items()}
     return Cluster(devices, Link(link, latency), hosts or 1, line, jitter=tuple(jitter), **given)

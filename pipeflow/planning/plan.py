@@ -12,12 +12,12 @@ from ..config import Config, phase_steps, turns
 from ..flow import Event
 from ..model import family_caution
 from .balance import balanced_cut
-from .cluster import Cluster
-from .forecast import Forecast, compare, data_parallel, part_memory, share
+from .forecast import Forecast, Replicas, compare, data_parallel, part_memory, per_part, share
 from .phase_forecast import Processes, phase_seconds, pipeline
 from .placement import Placement
 from .profile import Link, Profile
-from .scaling import Simulated, Simulation, Way
+from .replicas import with_replicas
+from .scaling import Simulation
 
 MOST_DEVICES = 8
 
@@ -71,8 +71,9 @@ class Plan:
         busy: share of the measuring in which something else had the CPU.
         link: between two devices.
         memory_bytes: of a device.
-        placement, replicas: stages × replicas over hosts, None for a device per part and replica; chains side by side.
-        cluster: to be simulated; None for no simulation.
+        placement: of the processes over hosts; None for a device per part and replica.
+        replicas: chains side by side, or those of each part where they are unequal.
+        simulation: of many devices; None if none is asked for.
         image: (C, H, W) of an image.
         profile, at: what was measured, and flow steps before each border.
     """
@@ -86,8 +87,8 @@ class Plan:
     link: Link
     memory_bytes: float
     placement: Placement | None
-    replicas: int
-    cluster: Cluster | None
+    replicas: Replicas
+    simulation: Simulation | None
     image: Event
     profile: Profile
     at: tuple[int, ...]
@@ -103,7 +104,13 @@ class Plan:
     def least_link(self) -> float:
         """Bits per second below which the slowest border, and not the slowest part, would set the pace."""
         seconds = max(row.forward_s + row.backward_s + row.update_s for row in self.parts)
-        return max(8 * row.sent_bytes / seconds for row in self.parts)
+        both = zip(self.profile.border_bytes(self.at), pairwise(self._images), strict=True)
+        return max([8 * size * max(images) / seconds for size, images in both], default=0.0)
+
+    @property
+    def _images(self) -> list[int]:
+        """Of a batch, at one process of each part."""
+        return [share(self.config.data.batch, count) for count in per_part(self.replicas, len(self.at) + 1)]
 
     def fits(self, forecast: Forecast) -> bool:
         """Whether every device has the memory for it."""
@@ -112,13 +119,12 @@ class Plan:
     @cached_property
     def parts(self) -> list[PartRow]:
         """The parts of the cut, at the images that one of them gets."""
-        profile, batch = self.profile, self.config.data.batch
-        images, costs = share(batch, self.replicas), profile.parts(self.at)
+        profile, batch, costs = self.profile, self.config.data.batch, self.profile.parts(self.at)
         memory = part_memory(profile, self.at, batch, self.replicas, self.config.parallel)
-        total = sum(cost.seconds(images) for cost in costs)
+        total = sum(cost.seconds(images) / images for cost, images in zip(costs, self._images, strict=True))
         rows = []
         for part, (start, end) in enumerate(pairwise([0, *self.at, len(profile.steps)])):
-            cost, last = costs[part], part == len(self.at)
+            cost, images, last = costs[part], self._images[part], part == len(self.at)
             rows.append(
                 PartRow(
                     part=part + 1,
@@ -127,7 +133,7 @@ class Plan:
                     forward_s=cost.forward(images),
                     backward_s=cost.backward(images),
                     update_s=cost.update_s,
-                    share=cost.seconds(images) / total,
+                    share=cost.seconds(images) / images / total,
                     memory_bytes=memory[part],
                     fits=memory[part] <= self.memory_bytes,
                     sent_shape=None if last else (images, *profile.packet_shapes[end - 1]),
@@ -144,16 +150,14 @@ class Plan:
 
     @cached_property
     def best(self) -> list[list[Forecast]]:
-        """For 1, 2, … devices: the best cut, and the other ways."""
-        batch = self.config.data.batch
-        counts = range(1, min(MOST_DEVICES, len(self.profile.steps)) + 1)
-        cuts = [balanced_cut(self.profile, count, batch, self.link) for count in counts]
-        return [compare(self.profile, at, batch, self.link, parallel=self.config.parallel) for at in cuts]
-
-    @cached_property
-    def scaling(self) -> dict[Way, list[Simulated]]:
-        """What is to be expected of 1, 2, 4, … devices of the cluster."""
-        return Simulation.of(self.profile, self.cluster, self.config, self.images).rows() if self.cluster else {}
+        """For 1, 2, … devices: the best cut, the other ways, and this cut with the best replicas of its parts."""
+        profile, batch, parallel, found = self.profile, self.config.data.batch, self.config.parallel, []
+        for devices in range(1, min(MOST_DEVICES, len(profile.steps)) + 1):
+            ways = compare(profile, balanced_cut(profile, devices, batch, self.link), batch, self.link, 1, parallel)
+            if devices > len(self.at):
+                ways.insert(1, with_replicas(profile, self.at, batch, self.link, devices, parallel))
+            found.append(ways)
+        return found
 
     @cached_property
     def processes(self) -> dict[str, Processes]:
@@ -162,7 +166,7 @@ class Plan:
         stages = tuple(range(parts))
         if self.placement:
             stages = tuple(process.stage for process in self.placement.chain(0) for _ in process.parts)
-        size = (max(stages) + 1) * self.replicas
+        size = Processes(stages, self.replicas, 1.0).size
         found = {"one device": Processes((0,) * parts, 1, 1.0)}
         if size > 1:
             found[f"{size} devices"] = Processes(stages, self.replicas, float(size))
@@ -197,7 +201,7 @@ class Plan:
             )
         for processes in self.processes.values():
             try:
-                self.config.check_world(processes.size, processes.replicas)
+                self.config.check_world(processes.size, processes.chains)
             except ValueError as error:
                 found.append(str(error))
         if self.config.compile == "part":
@@ -228,10 +232,6 @@ class Plan:
         def forecasts(ways: list[Forecast]) -> list[dict[str, Any]]:
             return [{**dataclasses.asdict(way), "fits": self.fits(way)} for way in ways]
 
-        placed = self.placement and [
-            process._asdict() | {"parts": [process.parts.start, process.parts.stop]}
-            for process in self.placement.processes
-        ]
         plain = ("image", "images", "device", "memory_bytes", "busy", "at", "cautions")
         return {name: getattr(self, name) for name in plain} | {
             "batch": self.config.data.batch,
@@ -241,8 +241,8 @@ class Plan:
             "ways": forecasts(self.ways),
             "best": [forecasts(ways) for ways in self.best],
             "phases": [dataclasses.asdict(row) for row in self.phases],
-            "placement": placed,
-            "scaling": {way: list(map(dataclasses.asdict, rows)) for way, rows in self.scaling.items()},
+            "placement": self.placement and self.placement.as_list(),
+            "scaling": self.simulation and self.simulation.as_dict(),
             "format": 2,
             "torch": torch.__version__,
             "config": self.config.as_dict(),

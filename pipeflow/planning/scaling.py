@@ -6,8 +6,8 @@ time line (timeline.py) with the cluster's links, its devices' differences and j
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from itertools import pairwise
 from math import inf, log2
 from typing import Any, Literal, Self
@@ -83,6 +83,11 @@ class Simulation:
         tail = tail if 0 < tail < 1 else 1 / 3
         return cls(profile, cluster, config.data.batch, config.parallel, config.checkpoint.every, tail)
 
+    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows as plain values."""
+        return {way: list(map(asdict, rows)) for way, rows in self.rows.items()}
+
+    @cached_property
     def rows(self) -> dict[Way, list[Simulated]]:
         """For each way, what it does on 1, 2, 4, … and all devices; counts that it cannot use are left out."""
         most, found = self.cluster.devices, {way: list[Simulated]() for way in WAYS}

@@ -1,7 +1,7 @@
 """A plan for people: its tables for the terminal, and plan.json and plan.png, which only another plan may replace."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..planning import Cluster, Placement, Plan, Profile, limit, make_plan
+from ..planning import Placement, Plan, Profile, Simulation, limit, make_plan
 from ..storage import RunDirectory, write_whole
 from ..units import amount, duration, rate, speed
 from .drawing import PLAN_MAKER
@@ -46,8 +46,8 @@ def report_plan(config: Config, out: str | None = None, jitter_from: str | None 
 def tables(plan: Plan) -> str:
     """All figures of a plan, some 40 lines of at most 120 letters."""
     blocks = [_heading(plan), _parts(plan), _ways(plan), _best(plan), _phases(plan)]
-    if plan.cluster:
-        blocks.append(_scaling(plan, plan.cluster))
+    if plan.simulation:
+        blocks.append(_scaling(plan.simulation))
     if plan.placement:
         blocks.append(_placement(plan.placement))
     blocks += [f"Note: {caution}" for caution in plan.cautions]
@@ -116,15 +116,21 @@ def _ways(plan: Plan) -> str:
 def _best(plan: Plan) -> str:
     """For every number of devices: the best cut, and what the other ways do."""
     others = ("DDP", "1F1B")
-    rows = [["devices", "best cut, flow steps per part", "by parts", *others, "memory by parts"]]
+    replicas = ("this cut's replicas", "images/s")
+    rows = [["devices", "best cut, flow steps per part", "by parts", *others, "memory by parts", *replicas]]
     for devices, ways in enumerate(plan.best, 1):
         by_name = {way.way: way for way in ways}
         parts = by_name.get("by parts", by_name["one device"])
         speeds = [rate(by_name[way].images_per_s) if way in by_name else "–" for way in others]
         memory = amount(parts.memory_bytes) + _too_much(plan.fits(parts))
         cut = _sizes(plan.profile, parts.at or ())
-        rows.append([str(devices), cut, rate(parts.images_per_s), *speeds, memory])
-    return f"The best cut for every number of devices, in images/s:\n{columns(rows)}"
+        ours = by_name.get("replicas")
+        shared = [_sum(ours.replicas or ()), rate(ours.images_per_s)] if ours else ["–", "–"]
+        rows.append([str(devices), cut, rate(parts.images_per_s), *speeds, memory, *shared])
+    return (
+        "The best cut for every number of devices, in images/s; and this cut with several devices for its slowest parts"
+        f"\n(parallel.replicas):\n{columns(rows)}"
+    )
 
 
 def _phases(plan: Plan) -> str:
@@ -149,11 +155,12 @@ def jitter(run: Path) -> list[float]:
     return found
 
 
-def _scaling(plan: Plan, cluster: Cluster) -> str:
+def _scaling(simulation: Simulation) -> str:
     """The last row of each way, and where it stops scaling."""
     heads = ["", "devices", "grid", "images/s", "× one", "goodput", "slowest line"]
-    rows, alone = [[*heads, "stops at", "because of"]], plan.scaling["DDP"][0].images_per_s
-    for way, found in plan.scaling.items():
+    rows, cluster = [[*heads, "stops at", "because of"]], simulation.cluster
+    alone = simulation.rows["DDP"][0].images_per_s
+    for way, found in simulation.rows.items():
         last, stop = found[-1], limit(found, cluster.devices)
         speeds = [rate(last.images_per_s), f"{last.images_per_s / alone:.2f}", rate(last.goodput)]
         there = next(row for row in found if row.devices == (stop or [last.devices])[0])
@@ -179,13 +186,15 @@ def _placement(placement: Placement) -> str:
     for replica in range(placement.replicas):
         crossings = placement.crossings(replica)
         within += not crossings
-        cells = [
-            f"{process.host}:{process.gpu} rank {process.rank}" + (" →" if process.stage in crossings else "")
-            for process in placement.chain(replica)
-        ]
+        cells = ["–"] * placement.stages
+        for process in placement.chain(replica):
+            arrow = " →" if process.stage in crossings else ""
+            cells[process.stage] = f"{process.host}:{process.gpu} rank {process.rank}{arrow}"
         rows.append([str(replica + 1), *cells])
     grid = f"{placement.stages} stages × {placement.replicas} replicas"
     chains = f"{within} of {placement.replicas} chain{'s' * (placement.replicas != 1)} within a host"
+    if placement.sharers:
+        grid, chains = f"{_sum(placement.sharers)} replicas of each part", "a row per replica"
     arrows = "; → goes to another host" if within < placement.replicas else ""
     return (
         f"{placement.hosts} hosts × {placement.gpus_per_host} GPUs = {grid} (host:GPU, from 0; {chains}{arrows}):\n"
@@ -194,7 +203,11 @@ def _placement(placement: Placement) -> str:
 
 
 def _sizes(profile: Profile, at: Sequence[int]) -> str:
-    return " + ".join(str(end - start) for start, end in pairwise([0, *at, len(profile.steps)]))
+    return _sum(end - start for start, end in pairwise([0, *at, len(profile.steps)]))
+
+
+def _sum(numbers: Iterable[int]) -> str:
+    return " + ".join(map(str, numbers))
 
 
 def _too_much(fits: bool) -> str:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.lib import results
 from benchmarks.lib.namespaces import why_not
 from benchmarks.lib.torchrun import ROOT
+from benchmarks.robustness.long_run import is_flat
 from benchmarks.speed.replicas import ENGINES
 from tests.benchmarks.quick_runs import quick
 
@@ -106,6 +107,16 @@ def test_memory_has_a_figure_for_every_process(tmp_path):
         assert one["worst_bytes"] == max(one["training_bytes"])
 
 
+def test_a_long_run_does_not_grow(tmp_path):
+    found = quick("robustness.long_run", tmp_path)
+    assert found["flat"] and is_flat(found) and found["bytes_per_packet"]["metrics"] > 0
+    assert list(found["processes"]) == ["torchrun", "rank 0", "rank 1", "rank 2"]
+    for of in found["processes"].values():
+        assert all(0 < figures["early"] <= figures["most"] for figures in of.values())
+    found["processes"]["rank 1"]["open_files"]["late"] += 1
+    assert not is_flat(found)
+
+
 # --- grids of processes
 
 
@@ -141,6 +152,15 @@ def test_what_faults_and_checkpoints_cost(module, tmp_path):
     assert found["config"]["processes"] == 3
 
 
+@pytest.mark.slow
+def test_what_is_kept_of_a_run_that_is_killed_again_and_again(tmp_path):
+    found = quick("robustness.goodput", tmp_path)
+    for mode in ("rejoin", "all"):
+        row = found["modes"][mode]
+        assert row["same_bits"] and row["failures"] >= 1 and 0 < row["goodput"] < 1
+        assert all(outage["seconds"] > 0 and outage["ranks"] for outage in row["outages"])
+
+
 def test_a_plan_is_compared_with_its_run(tmp_path):
     for row in quick("planning.plan", tmp_path)["rows"]:
         assert all(one["predicted"] > 0 and one["achieved"] > 0 for one in row["runs"])
@@ -149,7 +169,7 @@ def test_a_plan_is_compared_with_its_run(tmp_path):
 def test_a_simulation_is_compared_with_processes_lines_and_kills(tmp_path):
     found = quick("planning.simulation", tmp_path)
     assert [(row["way"], row["processes"]) for row in found["processes"]] == [
-        ("one process", 1), ("by parts", 2), ("1F1B", 2), ("DDP", 2),
+        ("by parts", 2), ("1F1B", 2), ("DDP", 2),
     ]  # fmt: skip
     assert [row["way"] for row in found["kills"]] == ["one comes back"]
     for row in [*found["processes"], *found["lines"], *found["kills"]]:

@@ -163,7 +163,7 @@ def test_one_process_that_comes_back_costs_a_chain_less_than_a_restart():
 
 
 def test_rows_grow_by_doubling_and_stop_where_they_cannot_go_on():
-    rows = Simulation(flow(0, 6), cluster(12), 8).rows()
+    rows = Simulation(flow(0, 6), cluster(12), 8).rows
     assert [row.devices for row in rows["by parts"]] == [1, 2, 4, 8, 12]
     assert [row.devices for row in rows["DDP"]] == [1, 2, 4, 8]
     assert limit(rows["DDP"], 12) is not None
@@ -191,7 +191,7 @@ def test_limits():
         (lambda: cluster(8, mtbf_s=-5.0), "mean time between failures is -5 s"),
         (lambda: cluster(8, uneven=1.5), "uneven"),
         (lambda: cluster(8, at_once=0), "at least 1"),
-        (lambda: Simulation(flow(0, 4), cluster(7), 12).rows(), "7 devices are no stages × replicas"),
+        (lambda: Simulation(flow(0, 4), cluster(7), 12).rows, "7 devices are no stages × replicas"),
     ],
 )
 def test_what_no_cluster_is(make, sentence):
