@@ -172,8 +172,8 @@ def _scaling(simulation: Simulation) -> str:
         links += f", {cluster.hosts} hosts joined by {speed(cluster.line.bits_per_s)}"
     failures = f"a device fails every {cluster.mtbf_s / 3600:,.4g} h" if cluster.mtbf_s else "no failures"
     return (
-        f"Simulated: {cluster.devices:,} devices, {links}; {failures}.\nBytes are per batch and direction, a grid is "
-        f"stages × replicas; a way stops where twice the devices are not 1.2 times as fast.\n{columns(rows)}"
+        f"Simulated: {cluster.devices:,} devices, {links}; {failures}.\nBytes are per batch and direction; a grid is "
+        f"stages × replicas.\nA way stops scaling where twice the devices are not 1.2 times as fast.\n{columns(rows)}"
     )
 
 

@@ -163,7 +163,7 @@ FOUR = ["--cut.scheme", "explicit", "--cut.parts", "4"]
 def test_devices_beyond_this_machine_are_simulated(here, capsys):
     stream = here / "earlier" / "metrics" / "part-1.jsonl"
     stream.parent.mkdir(parents=True)
-    line = {"step": 0, "phase": 1, "learn": True, "time": 0.0, "bits_per_dim": 3.0, "wait_s": 0.0, "send_s": 0.0}
+    line = {"step": 0, "phase": 1, "learn": True, "time": 1e9, "bits_per_dim": 3.0, "wait_s": 0.0, "send_s": 0.0}
     times = [9.0, *[1.0] * 15, 2.0, 2.0, 2.0, 2.0]  # the first tenth does not count
     lines = [json.dumps({**line, "step": step, "compute_s": time}) for step, time in enumerate(times)]
     stream.write_text("\n".join(lines) + "\n")
