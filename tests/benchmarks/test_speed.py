@@ -167,6 +167,19 @@ def test_a_plan_is_compared_with_its_run(tmp_path):
         assert all(one["predicted"] > 0 and one["achieved"] > 0 for one in row["runs"])
 
 
+def test_a_simulation_is_compared_with_processes_lines_and_kills(tmp_path):
+    found = quick("planning.simulation", tmp_path)
+    assert [(row["way"], row["processes"]) for row in found["processes"]] == [
+        ("by parts", 2), ("1F1B", 2), ("DDP", 2),
+    ]  # fmt: skip
+    assert [row["way"] for row in found["kills"]] == ["one comes back"]
+    for row in [*found["processes"], *found["lines"], *found["kills"]]:
+        assert row["simulated"] > 0 and row["measured"] > 0
+    for row in [*found["processes"], *found["lines"]]:
+        senders = {"by parts": 1}.get(row["way"], row["processes"])  # end to end both processes send over the line
+        assert row["measured_bytes"] == pytest.approx(senders * row["simulated_bytes"], rel=0.08)
+
+
 def test_a_quick_run_is_kept_only_where_it_is_told_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     for words, expected in (
