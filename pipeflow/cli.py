@@ -39,6 +39,7 @@ def report_end(world: World, error: BaseException) -> int:
     return code
 
 
+_LONGEST = 900  # characters of a sentence: what a file says is part of it
 _EXPECTED = (ValueError, FloatingPointError, JoinError, OSError, StopRequested, KeyboardInterrupt)
 
 
@@ -92,7 +93,9 @@ def _lost(world: World, here: str, error: LostError) -> str:
 
 def print_error(error: BaseException | str) -> None:
     """Prints a command's one line about what is wrong."""
-    print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    print(f"pipeflow: {text}", file=sys.stderr, flush=True)
 
 
 def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_refusal: Callable[[], None]) -> int:
@@ -144,11 +147,13 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
         return _refuse(error)
     try:
         work()
-    except (ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
         line, code = str(error), 1 if isinstance(error, LostError) else 2
         if isinstance(error, KeyboardInterrupt):
             line, code = "interrupted", 130
-        if isinstance(error, torch.OutOfMemoryError):
+        if _out_of_memory(error):
             line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
         if world.store.claim(line):
             print_error(line)

@@ -6,6 +6,7 @@ from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
 from .resume_settings import Resume, settle, settled_restarts
 from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
+from .yaml_text import read_file
 
 __all__ = [
     "Config",
@@ -22,6 +23,7 @@ __all__ = [
     "multiples",
     "parse_resume",
     "phase_steps",
+    "read_file",
     "segments",
     "settle",
     "settled_restarts",

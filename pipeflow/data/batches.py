@@ -6,6 +6,7 @@ shapes are static, the place in the data is one integer, and a process that shar
 """
 
 import math
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class Batches:
         i, n = self.shard
         share = self.batch // n
         first = t * self.batch + i * share
-        return self._cat([self._packet(epoch, index) for epoch, index in self._pieces(first, first + share)])
+        return Packet.joined([self._packet(epoch, index) for epoch, index in self._pieces(first, first + share)])
 
     def indices(self, t: int) -> Tensor:
         """Numbers of the images of batch t, (B,), over all processes that share it."""
@@ -133,12 +134,6 @@ class Batches:
             pixels = torch.where(flipped, pixels.flip(3), pixels)
         return self.pixels.noisy(pixels, self.seed, Purpose.DEQUANTISE, epoch, index)
 
-    @staticmethod
-    def _cat(packets: list[Packet]) -> Packet:
-        if len(packets) == 1:
-            return packets[0]
-        return Packet(torch.cat([p.z for p in packets]), torch.cat([p.logp for p in packets]))
-
 
 def packet_sizes(batch: int, packets: int) -> tuple[int, ...]:
     """Images per packet of a batch that is cut into `packets`: as even as can be, the larger ones first."""
@@ -160,8 +155,8 @@ class MicroBatches:
     def recv(self) -> Packet:
         """The next packet."""
         if not self._packets:
-            z, logp = (torch.split(tensor, list(self._sizes)) for tensor in self._batches.recv())
-            self._packets = [Packet(*pair) for pair in zip(z, logp, strict=True)]
+            batch, ends = self._batches.recv(), list(accumulate(self._sizes, initial=0))
+            self._packets = [batch.take(range(*borders)) for borders in pairwise(ends)]
         return self._packets.pop(0)
 
     def close(self, early: bool = False) -> None:

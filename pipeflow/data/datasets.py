@@ -153,8 +153,11 @@ def _npy(root: str | None) -> ImageSet:
 
 def _map(path: Path) -> Images:
     try:
-        images = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
-    except (OSError, ValueError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no plain file")
+        with np.errstate(over="raise"):
+            images = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
+    except Exception as error:  # numpy raises anything at all on a header that lies
         raise ValueError(
             f"'{path}' cannot be read as an array ({error}); data.name 'npy' takes a .npy file of numbers, "
             "or a directory that holds train.npy and test.npy."

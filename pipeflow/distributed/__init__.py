@@ -7,7 +7,7 @@ from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
 from .device import choose_device
 from .graceful_stop import Stop
-from .grid import grid, owners
+from .grid import grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
 from .lives import RESTARTS, run_in_child
 from .malloc import keep_memory
@@ -43,18 +43,17 @@ __all__ = [
     "intra_op_threads",
     "keep_memory",
     "last_sign",
-    "local",
     "local_tensor",
     "lost_error",
     "open_world",
     "others_answer",
+    "overlap",
     "owners",
-    "placed",
     "prepare_process",
     "run_in_child",
     "say",
     "shard",
     "spread_like",
     "totals",
-    "whole",
+    "unequal",
 ]

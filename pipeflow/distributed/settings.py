@@ -23,7 +23,7 @@ class ParallelConfig:
             image. An end-to-end pipeline has `end_to_end.micro_batches` instead.
         threads: intra-op threads per part on the CPU; the same however many processes there are.
         replicas: chains of parts side by side, each on its own share of every batch; None takes as many as the
-            processes make.
+            processes make. A list, one number per part, gives each part so many processes, which share its packets.
         timeout_s: seconds to wait for a packet (or an all-reduce) that is due.
         heartbeat_s: seconds between two signs of life; a process that misses five counts as lost.
         rejoin_s: seconds that the others wait, while training by parts, for a lost process to come back; 0 ends the
@@ -39,7 +39,7 @@ class ParallelConfig:
     depth: AtLeast1 = 2
     micro_batches: AtLeast1 = 1
     threads: AtLeast1 = 1
-    replicas: AtLeast1 | None = None
+    replicas: AtLeast1 | list[AtLeast1] | None = None
     timeout_s: Positive = 600.0
     heartbeat_s: Positive = 3.0
     rejoin_s: NotNegative = 0.0

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.lib import results
 from benchmarks.lib.namespaces import why_not
 from benchmarks.lib.torchrun import ROOT
+from benchmarks.robustness.long_run import is_flat
 from benchmarks.speed.replicas import ENGINES
 from tests.benchmarks.quick_runs import quick
 
@@ -104,6 +105,16 @@ def test_memory_has_a_figure_for_every_process(tmp_path):
         assert len(one["training_bytes"]) == (1 if one["name"] == "one" else 2) and one["images_per_s"] > 0
         assert all(0 < training < peak for training, peak in zip(one["training_bytes"], one["peak_bytes"], strict=True))
         assert one["worst_bytes"] == max(one["training_bytes"])
+
+
+def test_a_long_run_does_not_grow(tmp_path):
+    found = quick("robustness.long_run", tmp_path)
+    assert found["flat"] and is_flat(found) and found["bytes_per_packet"]["metrics"] > 0
+    assert list(found["processes"]) == ["torchrun", "rank 0", "rank 1", "rank 2"]
+    for of in found["processes"].values():
+        assert all(0 < figures["early"] <= figures["most"] for figures in of.values())
+    found["processes"]["rank 1"]["open_files"]["late"] += 1
+    assert not is_flat(found)
 
 
 # --- grids of processes

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.fault_injection import Fault, Scene, at_the_batch, fail, in_a_call, kill, run
-from tests.training.test_faults import WORDS, assert_same_bits, killed_in_evaluation, undisturbed  # noqa: F401 - a fixture
+from tests.training.test_faults import (
+    WORDS,
+    assert_same_bits,
+    killed_before_the_manifest,
+    killed_in_evaluation,
+    killed_while_removing,
+    killed_while_writing,
+    undisturbed,  # noqa: F401 - a fixture
+)
 
 # By parts until step 33, with a pause every 5 steps, every 7 steps, and at the turns; then end to end until 43.
 # Packets that are due are waited for so long that no case can rely on it: a loss is noticed, not timed out.
@@ -95,7 +103,14 @@ CASES = {
     "between packets, tail": Case(3, killed_between_packets, 9, 2, words=PACKETS),
     "2 processes, the one of two parts": Case(2, kill, 9, 0),
     "2 processes, the other": Case(2, kill, 19, 1),
-    "in an evaluation": Case(3, killed_in_evaluation, 14, 1, again=EVERYONE),
+    "in an evaluation, middle": Case(3, killed_in_evaluation, 14, 1),
+    "in an evaluation, head": Case(3, killed_in_evaluation, 7, 0),
+    "while saving, middle": Case(3, killed_while_writing, 10, 1),
+    "while saving, head": Case(3, killed_while_writing, 10, 0),
+    "before the manifest": Case(3, killed_before_the_manifest, 20, 0),
+    "while removing an old checkpoint": Case(3, killed_while_removing, 5, 0),
+    "in the evaluation at a phase's end": Case(3, killed_in_evaluation, 12, 1),
+    "while saving at a phase's end": Case(3, killed_while_writing, 12, 1, again=EVERYONE),
     "in a segment that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
     "end to end": Case(3, kill, 38, 1, again=EVERYONE),
 }
@@ -109,7 +124,8 @@ QUICK = {
     "between packets, middle",
     "behind heads",
     "another while they meet again",
-    "in an evaluation",
+    "in an evaluation, middle",
+    "while saving, head",
 }
 
 
