@@ -51,7 +51,7 @@ def make_plan(
     data, parts = config.data, config.cut.parts
     if config.flow not in FAMILIES or data.name == "own":
         raise ValueError("A plan is made from settings alone; a flow or data of a script's own are not in them.")
-    image, levels, many = outline(data.name, data.root, data.image_size, data.on_corrupt)
+    image, levels, many, classes = outline(data.name, data.root, data.image_size, data.on_corrupt, data.labels)
     training_images = check_enough(data, many)
     for phase in config.phases:
         turns(phase, parts, training_images, data.batch)
@@ -64,8 +64,9 @@ def make_plan(
     counts = per_part(replicas, parts)
     if max(counts) > data.batch:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
-    device, space = choose_device(config.device), Pixels(image, levels, data.bits)
-    steps, images = family_steps(config.family, image, config.seed), [share(data.batch, count) for count in counts]
+    device, space = choose_device(config.device), Pixels(image, levels, data.bits, classes=classes)
+    steps = family_steps(config.family, image, config.seed, classes)
+    images = [share(data.batch, count) for count in counts]
     if simulated:
         simulated.grids(simulated.devices, len(flow_step_groups(steps)), data.batch)
     began, computed = time.perf_counter(), time.process_time()
