@@ -180,6 +180,14 @@ def test_a_simulation_is_compared_with_processes_lines_and_kills(tmp_path):
         assert row["measured_bytes"] == pytest.approx(senders * row["simulated_bytes"], rel=0.08)
 
 
+def test_the_simulated_scale_begins_with_what_one_device_was_measured_to_do(tmp_path):
+    found = quick("planning.scale", tmp_path)
+    assert set(found["measured_step_s"]) == {"64", "512"} and len(found["places"]) == 3
+    for ways in found["places"].values():
+        assert 64 / ways["DDP"][0]["images_per_s"] == pytest.approx(found["measured_step_s"]["64"])
+        assert {row["devices"] for row in ways["by parts"]} >= {1, 2, 4, 8}
+
+
 def test_a_quick_run_is_kept_only_where_it_is_told_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     for words, expected in (
