@@ -122,7 +122,10 @@ def locate_together(world: World, path: str | Path) -> Source:
 def _source(directory: Path, verify: bool) -> Source:
     manifest = (checkpoint.verify if verify else checkpoint.read_manifest)(directory)
     try:
-        return Source(directory, manifest, from_dict(manifest.config))
+        config = from_dict(manifest.config)
+        if config.cut.parts != len(manifest.files):
+            raise ValueError(f"cut.parts is {config.cut.parts}, but there are {len(manifest.files)} files of parts.")
+        return Source(directory, manifest, config)
     except ValueError as error:
         raise ValueError(f"The settings in {directory} are damaged: {error}") from error
 
