@@ -13,7 +13,7 @@ import pipeflow
 from pipeflow.config import PhaseConfig
 from pipeflow.data import Pixels
 from pipeflow.data.datasets import load as load_images
-from pipeflow.flow import ActNorm, FlowPrior, Packet, Split, Squeeze
+from pipeflow.flow import ActNorm, FlowPrior, LUConv1x1, Packet, Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, HeadConfig, UserFlow, bits_per_dim
 from pipeflow.model.build import ModelSettings, build
 from pipeflow.model.glow import FlowStep
@@ -47,17 +47,19 @@ def prior(perturb, request):
 @pytest.mark.parametrize(
     ("border", "steps", "expected"),
     [
-        (2, 1, ["step", "split", "squeeze", "step", "split", "squeeze", "step"]),
-        (3, 2, ["step", "split", "squeeze", "step", "step", "split", "squeeze", "step", "step"]),
-        (4, 1, ["squeeze", "step", "split", "squeeze", "step"]),
-        (8, 2, ["squeeze", "step", "step"]),
-        (10, 1, ["step"]),
+        (2, 1, ["step", "turn", "split", "squeeze", "step", "turn", "split", "squeeze", "step", "turn"]),
+        (3, 2, ["step", "split", "squeeze", "step", "step", "turn", "split", "squeeze", "step", "step", "turn"]),
+        (4, 1, ["squeeze", "step", "turn", "split", "squeeze", "step", "turn"]),
+        (8, 2, ["squeeze", "step", "step", "turn"]),
+        (10, 1, ["step", "turn"]),
     ],
 )
 def test_a_head_is_what_remains_of_the_model_in_few_steps(border, steps, expected):
-    head = slices((border,), steps=steps)[0].prior
-    kinds = {FlowStep: "step", Split: "split", Squeeze: "squeeze"}
+    """In few steps, with a rotation for those that are left out; none where it starts at random."""
+    head, random = (slices((border,), steps=steps, start=start)[0].prior for start in ("model", "random"))
+    kinds = {FlowStep: "step", LUConv1x1: "turn", Split: "split", Squeeze: "squeeze"}
     assert [kinds[type(step)] for step in head.chain()] == expected
+    assert [kinds[type(step)] for step in random.chain()] == [kind for kind in expected if kind != "turn"]
     assert all(s.coupling.network[0].weight.shape[0] == 4 for s in head.chain() if isinstance(s, FlowStep)), (
         "half as wide"
     )
