@@ -4,7 +4,7 @@ from .config import Config
 from .describe import Setting, describe
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
-from .resume_settings import Resume, settle
+from .resume_settings import Resume, settle, with_recorded_micro_batches
 from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "settle",
     "stops",
     "turns",
+    "with_recorded_micro_batches",
 ]

@@ -118,9 +118,9 @@ class Config:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
-        if self.cuda_graphs and self.data.batch % self.parallel.micro_batches:
+        if self.cuda_graphs and self.data.batch % self.parallel.packets:
             raise ValueError(
-                f"cuda_graphs is on, but {self.parallel.micro_batches} micro-batches (parallel.micro_batches) of "
+                f"cuda_graphs is on, but {self.parallel.packets} micro-batches (parallel.micro_batches) of "
                 f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
             )
         if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
@@ -150,9 +150,9 @@ class Config:
                 f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
                 f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
             )
-        if self.parallel.micro_batches > self.data.batch // sharers:
+        if self.parallel.packets > self.data.batch // sharers:
             raise ValueError(
-                f"parallel.micro_batches is {self.parallel.micro_batches}, but {sharers} {kind} that share a batch of "
+                f"parallel.micro_batches is {self.parallel.packets}, but {sharers} {kind} that share a batch of "
                 f"{self.data.batch} images (data.batch) have {self.data.batch // sharers} each."
             )
         if pipelined:

@@ -5,9 +5,9 @@ Only this package and stream import torch.distributed.
 
 from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
-from .device import choose_device
+from .device import available_memory, choose_device
 from .graceful_stop import Stop
-from .grid import grid, owners
+from .grid import Grid, grid, owners
 from .heartbeat import EVERYONE, Pulse, last_sign
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
@@ -23,6 +23,7 @@ __all__ = [
     "EVERYONE",
     "WIRES",
     "Engine",
+    "Grid",
     "Members",
     "ParallelConfig",
     "Pulse",
@@ -30,6 +31,7 @@ __all__ = [
     "Stop",
     "Watch",
     "World",
+    "available_memory",
     "average_gradients",
     "blame",
     "bytes_per_image",

@@ -99,7 +99,7 @@ def part_memory(
     profile: Profile, at: Sequence[int], batch: int, replicas: int = 1, parallel: ParallelConfig = DEFAULT
 ) -> list[float]:
     """Bytes that each part needs: weights, gradients, moments, what its backward pass keeps, packets on their way."""
-    images, costs = packet_sizes(share(batch, replicas), parallel.micro_batches)[0], profile.parts(at)
+    images, costs = packet_sizes(share(batch, replicas), parallel.packets)[0], profile.parts(at)
     packets = [size * images for size in profile.border_bytes(at)]
     return [
         profile.memory(cost, images, images) + 2 * arriving + parallel.depth * leaving + _bucket_bytes(cost, replicas)

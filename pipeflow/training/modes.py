@@ -83,7 +83,7 @@ class Mode(ABC):
     def sizes(self) -> tuple[int, ...]:
         """Images per packet, for the packets of this process's share of a batch in turn."""
         config = self.state.run.config
-        return packet_sizes(config.data.batch // self.sharers, config.parallel.micro_batches)
+        return packet_sizes(config.data.batch // self.sharers, config.parallel.packets)
 
     def _batches(self, first: int, share: int) -> Batches:
         """The images of this process from batch `first` of the run on: the share of this number of each batch."""
