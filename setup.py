@@ -15,7 +15,7 @@ setup(
         "numpy",
         "tqdm",
         "pydantic>=2.10",
-        "pyyaml",
+        "pyyaml>=6.0.4",  # merges that repeat each other take no memory
         "safetensors",
         "scikit-learn",
         "tensorboard",

@@ -19,6 +19,10 @@ from .errors import JoinError, LostError, SaveError, StopRequested
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and saved itself (EX_TEMPFAIL of sysexits.h: try again)."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+FINAL = (0, 2, STOPPED, INTERRUPTED)
+"""Exit codes after which the same command is not tried again."""
 
 
 def report_end(world: World, error: BaseException) -> int:
@@ -29,13 +33,19 @@ def report_end(world: World, error: BaseException) -> int:
     """
     line, code = _line(world, error)
     if world.store.claim(line):
-        if not isinstance(error, _EXPECTED):
+        if not isinstance(error, _EXPECTED) and not _out_of_memory(error):
             traceback.print_exception(error)
         print_error(line)
     return code
 
 
+_LONGEST = 900  # characters of a sentence: what a file says is part of it
 _EXPECTED = (ValueError, FloatingPointError, JoinError, OSError, StopRequested, KeyboardInterrupt)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether this process or its device has no memory left; on the CPU, PyTorch has no exception of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _line(world: World, error: BaseException) -> tuple[str, int]:
@@ -44,7 +54,7 @@ def _line(world: World, error: BaseException) -> tuple[str, int]:
         case StopRequested():
             return f"{error}; --resume auto goes on from its checkpoint", STOPPED
         case KeyboardInterrupt():
-            return f"{here}: interrupted; --resume auto goes on from the newest checkpoint", 130
+            return f"{here}: interrupted; --resume auto goes on from the newest checkpoint", INTERRUPTED
         case ValueError():
             return str(error), 2
         case LostError():
@@ -55,8 +65,11 @@ def _line(world: World, error: BaseException) -> tuple[str, int]:
             return f"{here}: {file}: {why}", 1
         case OSError():
             return f"{here}: {error}", 1
+        case _ if _out_of_memory(error):
+            less = "a smaller data.batch or more parallel.micro_batches need less"
+            return f"{here}: there is not enough memory; {less}", 1
         case _:
-            return f"{here}: {type(error).__name__}: {error}", 1
+            return f"{here}: {type(error).__name__}: {error}".removesuffix(": "), 1
 
 
 def _lost(world: World, here: str, error: LostError) -> str:
@@ -80,7 +93,9 @@ def _lost(world: World, here: str, error: LostError) -> str:
 
 def print_error(error: BaseException | str) -> None:
     """Prints a command's one line about what is wrong."""
-    print(f"pipeflow: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    print(f"pipeflow: {text}", file=sys.stderr, flush=True)
 
 
 def run_training(prepare: Callable[[], tuple[World, Callable[[], object]]], on_refusal: Callable[[], None]) -> int:
@@ -132,11 +147,13 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
         return _refuse(error)
     try:
         work()
-    except (ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
         line, code = str(error), 1 if isinstance(error, LostError) else 2
         if isinstance(error, KeyboardInterrupt):
             line, code = "interrupted", 130
-        if isinstance(error, torch.OutOfMemoryError):
+        if _out_of_memory(error):
             line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
         if world.store.claim(line):
             print_error(line)

@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-AtLeast1 = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1, description="a whole number")]
+AtLeast1 = Annotated[int, Field(ge=1, le=(1 << 31) - 1, description="a whole number of at least 1")]
 Positive = Annotated[float, Field(gt=0, description="a positive number")]
+AtLeast0 = Annotated[int, Field(ge=0, description="a whole number that is not negative")]
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -75,6 +77,8 @@ def sentence(error: ValidationError, kind: Any, section: str = "") -> str:
             return f"{name} is missing{where}; it must be {words(kind)}."
         case kind_of_error if kind_of_error in _CALLS:
             return f"{section or 'Config'} cannot be made of these arguments: {found['msg']} ({found['input']})."
+        case "less_than_equal" if found["ctx"]["le"] > 1 << 30:  # a bound that its words leave out
+            return f"{name} is {found['input']}{where}, which is too large."
     verb = "holds" if any(isinstance(step, int) for step in path) else "is"
     return f"{name} {verb} {found['input']}{where}; it must be {words(kind)}."
 

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .cli import run_training
-from .config import Config, settle
+from .cli import FINAL, run_training
+from .config import Config, settle, settled_restarts
 from .data import Splits
-from .distributed import World, open_world, prepare_process
+from .distributed import World, open_world, prepare_process, run_in_child
 from .model import Maker
 from .storage import claim, release
 from .training import fit
@@ -33,7 +33,7 @@ def main(
         prepare_process(config.parallel.threads, world.device)
         return world, lambda: fit(config, world, resume, flow, data)
 
-    return run_training(prepare, release)
+    return run_in_child(lambda: run_training(prepare, release), settled_restarts(arguments, base), FINAL)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     python -m benchmarks.learning.heads --table FILE ...   (tables and a figure; benchmarks/results/heads.json and .png)
 
 Arms: end to end; by parts with a standard normal behind every border, with a learned normal, or with a head (1 × half:
-one flow step per remaining level, half as wide as the model); the best head with the last images end to end; and the
-paper's recipe, turns of one part each for two thirds of the images, then end to end. All arms draw equally many images,
-warm up over 50 updates, and take a tenth of their learning rate for the last third of the images.
+one flow step per remaining level, half as wide as the model), which starts at random or like the model goes on; the
+best of the former with the last images end to end; and the paper's recipe, turns of one part each for two thirds of the
+images, then end to end. All arms draw equally many images, warm up over 50 updates, and take a tenth of their learning
+rate for the last third of the images.
 
 Each arm gets its own learning rate: the first two seeds train at every rate of a grid, which grows once by a factor of
 2 where its edge is best; the other seeds train at the rate whose bits/dim on held-out training images are lowest. The
@@ -34,10 +35,11 @@ from benchmarks.lib.results import keep, make_parser
 
 E2E = "end_to_end"
 HEADS = {"head_1_half": (1, 2), "head_1_quarter": (1, 4), "head_1_full": (1, 1), "head_2_half": (2, 2)}
+LIKE_MODEL = {"like_1_half": (1, 2), "like_1_full": (1, 1), "like_2_full": (2, 1)}
 TAILS = {"tail_5": 0.05, "tail_10": 0.1, "tail_20": 0.2, "tail_33": 1 / 3}
 TIERS = (
     (E2E, "by_parts", "head_1_half"),
-    ("paper", "learned", *(h for h in HEADS if h != "head_1_half")),
+    ("paper", "learned", *(h for h in HEADS if h != "head_1_half"), *LIKE_MODEL),
     tuple(TAILS),
 )
 ARMS = tuple(arm for tier in TIERS for arm in tier)
@@ -101,10 +103,11 @@ class Study:
     def recipe(self, parts: int, arm: str, done: Mapping[str, Line]) -> Recipe | None:
         """An arm, at a learning rate yet to be chosen; None if it waits for the best head."""
         base = Recipe("simultaneous", 0.0, self.lrs[0], clip=self.clip, cool=0.1)
-        if arm in HEADS:
-            steps, share = HEADS[arm]
+        if arm in HEADS or arm in LIKE_MODEL:
+            steps, share = (HEADS | LIKE_MODEL)[arm]
             size = ("--cut.head.steps", str(steps), "--cut.head.hidden", str(max(1, self.hidden // share)))
-            return base.but(words=("--cut.provisional_prior", "flow", *size))
+            begin = ("--cut.head.start", "model") if arm in LIKE_MODEL else ()
+            return base.but(words=("--cut.provisional_prior", "flow", *size, *begin))
         if arm == "learned":
             return base.but(words=("--cut.provisional_prior", "learned"))
         if arm in TAILS:

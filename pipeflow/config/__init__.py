@@ -4,8 +4,9 @@ from .config import Config
 from .describe import Setting, describe
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
-from .resume_settings import Resume, settle, with_recorded_micro_batches
+from .resume_settings import Resume, settle, settled_restarts, with_recorded_micro_batches
 from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
+from .yaml_text import read_file
 
 __all__ = [
     "Config",
@@ -22,8 +23,10 @@ __all__ = [
     "multiples",
     "parse_resume",
     "phase_steps",
+    "read_file",
     "segments",
     "settle",
+    "settled_restarts",
     "stops",
     "turns",
     "with_recorded_micro_batches",

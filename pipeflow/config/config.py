@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ..data import DataConfig
-from ..distributed import ParallelConfig
+from ..distributed import ParallelConfig, unequal
 from ..model import (
     FAMILIES,
     Activations,
@@ -25,11 +26,13 @@ from ..model import (
     check_passage,
     family_cut,
 )
-from ..settings import AtLeast1, Positive, settings
+from ..settings import AtLeast1, Positive, Seed, settings
 from ..storage import CheckpointConfig
 from .phases import EndToEndConfig, PhaseConfig
 from .schedule import micro_batches
 from .yaml_text import as_text
+
+_MOST_STEPS = 100_000  # of a flow; some hundred are usual
 
 
 def _quickstart_phases() -> list[PhaseConfig]:
@@ -77,7 +80,7 @@ class Config:
     """
 
     run_dir: str = "runs/quickstart"
-    seed: int = 0
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
     layout: Layout = "contiguous"
@@ -118,9 +121,10 @@ class Config:
                 raise ValueError(
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
-        if self.cuda_graphs and self.data.batch % self.parallel.packets:
+        unit = lcm(*self._check_replicas())
+        if self.cuda_graphs and self.data.batch // unit % self.parallel.packets:
             raise ValueError(
-                f"cuda_graphs is on, but {self.parallel.packets} micro-batches (parallel.micro_batches) of "
+                f"cuda_graphs is on, but {self.parallel.packets} micro-batches (parallel.packets) of "
                 f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
             )
         if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
@@ -133,10 +137,39 @@ class Config:
                 "backward pass; use activations checkpoint, or keep."
             )
         flow_steps = max(self.family.levels, 1) * self.family.steps
+        if flow_steps > _MOST_STEPS:
+            raise ValueError(f"The flow has {flow_steps} flow steps; no more than {_MOST_STEPS} can be trained.")
         if self.cut.scheme != "balanced":
             family_cut(self.cut, self.family)
         elif self.cut.parts > flow_steps:
             raise ValueError(f"cut.parts is {self.cut.parts}, but the flow has only {flow_steps} flow steps.")
+
+    def _check_replicas(self) -> tuple[int, ...]:
+        """Processes of each part where they are unequal, else empty; a ValueError where no run can be made of them."""
+        if not (replicas := unequal(self.cut.parts, self.parallel.replicas)):
+            return ()
+        unit, given, batch = lcm(*replicas), f"parallel.replicas is {list(replicas)}", self.data.batch
+        if batch % unit:
+            raise ValueError(
+                f"{given}, but the replicas of each part cannot share a batch of {batch} images (data.batch) evenly; "
+                f"the nearest that they can is {max(1, round(batch / unit)) * unit}."
+            )
+        if self.parallel.packets > batch // unit:
+            raise ValueError(
+                f"{given}, and parallel.micro_batches {self.parallel.packets}, but a batch of {batch} images "
+                f"(data.batch) makes at most {batch // unit} packets that each part can share evenly."
+            )
+        if self.end_to_end.engine == "pipeline" and any(phase.schedule == "end_to_end" for phase in self.phases):
+            raise ValueError(
+                f"{given}, but a pipeline (end_to_end.engine) needs equally many processes of each part; use engine "
+                "ddp or fsdp."
+            )
+        if self.cut.scheme == "balanced":
+            raise ValueError(
+                f"{given}, but cut.scheme balanced makes parts that take equally long; use another cut, or equal "
+                "replicas."
+            )
+        return replicas
 
     def check_world(self, size: int, replicas: int = 1) -> None:
         """A ValueError where `size` processes cannot share a batch end to end, or `replicas` chains by parts."""

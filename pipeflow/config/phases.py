@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..settings import AtLeast1, NotNegative, settings
+from ..settings import AtLeast0, AtLeast1, NotNegative, settings
 from ..stage import OptimizerName
 
 Schedule = Literal["simultaneous", "alternate", "sequential", "end_to_end"]
@@ -39,7 +39,7 @@ class PhaseConfig:
     lr: Finite | list[Finite] = 1e-3
     optimizer: OptimizerName = "adam"
     weight_decay: NotNegative = 0.0
-    warmup_steps: Annotated[int, Field(ge=0, description="a whole number that is not negative")] = 0
+    warmup_steps: AtLeast0 = 0
     clip: Finite | Literal["adaptive"] | None = None
     restart_optimizer: bool = False
 

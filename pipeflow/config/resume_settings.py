@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from ..distributed import RESTARTS
 from ..model import CutConfig
 from ..storage import Manifest, RunDirectory, checkpoint, run_of
 from .config import Config
@@ -45,7 +46,7 @@ def settle(
     origin = None if wish in (None, "auto") else Path(wish)
     run = Path(str(given.get("run_dir") or (origin and _run_of(origin)) or (base or Config()).run_dir))
     before_reading(run)
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (wish is None or checkpoint.steps_saved(run)):
+    if int(os.environ.get(RESTARTS, "0")) and (wish is None or checkpoint.steps_saved(run)):
         wish, origin = "auto", None
     if wish is None:
         return afresh(), None
@@ -70,6 +71,14 @@ def with_recorded_micro_batches(config: Config, recorded: dict[str, Any]) -> Con
     if config.parallel.micro_batches != "auto" or not isinstance(count, int):
         return config
     return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, micro_batches=count))
+
+
+def settled_restarts(arguments: Sequence[str] | None, base: Config | None = None) -> int:
+    """`parallel.restarts` of what `settle` returns; 0 where something is wrong, which `settle` says later."""
+    try:
+        return settle(arguments, base)[0].parallel.restarts
+    except (ValueError, OSError):
+        return 0
 
 
 def _run_of(origin: Path) -> Path | None:

@@ -6,6 +6,7 @@ names as often as it is named. Tags, which name code, are refused by its safe lo
 
 import json
 import re
+from collections import Counter
 from collections.abc import Hashable
 from itertools import islice
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 
 import yaml
 
+_LONGEST = 1 << 18  # bytes of a file of settings
 _MOST = 100_000  # pieces of the settings of a run as JSON; some hundred are usual
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for name in names if names.count(name) > 1]:
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise yaml.YAMLError(f"{twice[0]} is there twice")
         return super().construct_mapping(node, deep)
 
@@ -44,7 +46,11 @@ def read_text(text: str) -> Any:
 def read_file(file: Path) -> dict[str, Any]:
     """The names and values in a file of settings; a ValueError where there are none."""
     try:
-        found = read_text(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:  # a pipe will do, as in --config <(…)
+            content = stream.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise yaml.YAMLError(f"it has more than {_LONGEST} bytes")
+        found = read_text(content.decode())
     except OSError as error:
         raise ValueError(f"{file} is no file that can be read; --config takes the name of a YAML file.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -62,7 +68,10 @@ def as_text(values: dict[str, Any]) -> str:
 
 def as_json(values: dict[str, Any]) -> str:
     """As JSON, a date as a word; a ValueError where anchors repeat each other until nothing can hold them."""
-    pieces = list(islice(json.JSONEncoder(default=str).iterencode(values), _MOST))
+    try:
+        pieces = list(islice(json.JSONEncoder(default=str).iterencode(values), _MOST))
+    except (TypeError, ValueError, RecursionError) as error:  # a date for a name; a list that holds itself
+        raise ValueError(f"The settings are no plain names and values ({error}).") from error
     if len(pieces) == _MOST:
         raise ValueError("The settings are too long to be those of a run; leave out anchors that repeat others.")
     return "".join(pieces)

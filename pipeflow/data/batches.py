@@ -105,7 +105,7 @@ class Batches:
         share = self.batch // n
         first = t * self.batch + i * share
         taken = range(first, first + share)[within]
-        return self._cat([self._packet(epoch, index) for epoch, index in self._pieces(taken.start, taken.stop)])
+        return Packet.joined([self._packet(*piece) for piece in self._pieces(taken.start, taken.stop)])
 
     def indices(self, t: int) -> Tensor:
         """Numbers of the images of batch t, (B,), over all processes that share it."""
@@ -134,12 +134,6 @@ class Batches:
             flipped = (words(self.seed, Purpose.FLIP, epoch, index, 1) & 1).bool().view(-1, 1, 1, 1)
             pixels = torch.where(flipped, pixels.flip(3), pixels)
         return self.pixels.noisy(pixels, self.seed, Purpose.DEQUANTISE, epoch, index)
-
-    @staticmethod
-    def _cat(packets: list[Packet]) -> Packet:
-        if len(packets) == 1:
-            return packets[0]
-        return Packet(torch.cat([p.z for p in packets]), torch.cat([p.logp for p in packets]))
 
 
 def packet_sizes(batch: int, packets: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ one from one split to the other; and what cannot be loaded says what was looked 
 """
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -120,9 +121,10 @@ def _check_size(name: str, wanted: int | None, size: int) -> None:
 
 def _digits() -> ImageSet:
     """scikit-learn's 1,797 digits, 8×8, greys 0…16: in the order they ship in, the last 297 are the test images."""
-    from sklearn.datasets import load_digits  # here, because only this data set needs scikit-learn
-
-    images = load_digits().images.astype(np.uint8)[..., None]
+    package = find_spec("sklearn")  # its file is read without it: scikit-learn and SciPy are slow to import
+    assert package and package.submodule_search_locations, "scikit-learn is a dependency"
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    images = np.loadtxt(file, np.uint8, delimiter=",", usecols=range(64)).reshape(-1, 8, 8, 1)
     return ImageSet(images[:1500], images[1500:], levels=17)
 
 
@@ -151,8 +153,11 @@ def _npy(root: str | None) -> ImageSet:
 
 def _map(path: Path) -> Images:
     try:
-        images = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
-    except (OSError, ValueError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no plain file")
+        with np.errstate(over="raise"):
+            images = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
+    except Exception as error:  # numpy raises anything at all on a header that lies
         raise ValueError(
             f"'{path}' cannot be read as an array ({error}); data.name 'npy' takes a .npy file of numbers, "
             "or a directory that holds train.npy and test.npy."

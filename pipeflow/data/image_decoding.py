@@ -19,6 +19,8 @@ from tqdm import tqdm
 Images = NDArray[np.uint8]
 OnCorrupt = Literal["stop", "skip"]
 _CHUNK = 64  # images in memory at a time
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF")  # whatever the name says; for others Pillow starts programs
+_MOST_PIXELS = 1 << 26  # of a file; Pillow warns from 1.3 times as many
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _KINDS = {1: "grey", 3: "in colour"}
 
@@ -36,7 +38,9 @@ def read(path: Path, size: int | None) -> Images:
     Its short side is resized to `size` pixels (bicubic, antialiased) unless it has them already, and the centre cut
     out; None takes the image as it is. Pillow raises anything at all on a file that is no image, or half of one.
     """
-    with Image.open(path) as file:
+    with Image.open(path, formats=_FORMATS) as file:
+        if file.width * file.height > _MOST_PIXELS:
+            raise ValueError(f"it has {file.width}×{file.height} pixels")
         file.load()
         image: Image.Image = file
         if image.mode == "I" or image.mode.startswith("I;16"):

@@ -10,9 +10,11 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import image_decoding as decode
 from .image_decoding import Images, OnCorrupt
@@ -65,7 +67,8 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
     try:
         if not all(path.exists() for path in ready.values()):
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache) as scratch:
+            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache) as scratch, warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such an image is refused
                 like = decode.model(folder, train, image_size)
                 for part, names in (("train", train), ("test", test)):
                     decode.write(Path(scratch, part), folder, names, image_size, on_corrupt, like)
@@ -107,9 +110,14 @@ def _scan(root: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for here, folders, files in os.walk(root, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        above = {os.path.realpath(folder) for folder in (Path(here), *Path(here).parents)}
+        if around := [name for name in folders if os.path.realpath(Path(here, name)) in above]:
+            raise OSError(f"{Path(here, around[0])} leads to a folder that it lies in")
         for name in files:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 path = Path(here, name)
                 facts = path.stat()
+                if not path.is_file():
+                    raise OSError(f"{path} is no plain file")
                 found[path.relative_to(root).as_posix()] = (facts.st_size, facts.st_mtime_ns)
     return dict(sorted(found.items()))

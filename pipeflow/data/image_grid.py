@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.utils import save_image
 
 _COLUMNS = 8
 _LEAST_SIDE = 48  # pixels on the sheet; smaller images are enlarged by a whole number
@@ -39,6 +38,8 @@ def draw_sheet(blocks: Sequence[Sequence[Tensor]], levels: int) -> Tensor:
 
 def sheet_png(images: Tensor | Sequence[Sequence[Tensor]], levels: int) -> bytes:
     """A sheet as a PNG, of images (B, C, H, W) uint8, or of blocks as `draw_sheet` takes them."""
+    from torchvision.utils import save_image  # slow to import, and needed after training only
+
     stream = BytesIO()
     save_image(draw_sheet([[images]] if isinstance(images, Tensor) else images, levels), stream, "png")
     return stream.getvalue()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..settings import AtLeast1, settings
+from ..settings import AtLeast0, AtLeast1, settings
 from .datasets import DataName
 
 
@@ -36,7 +36,7 @@ class DataConfig:
     batch: AtLeast1 = 64
     init_batch: AtLeast1 = 256
     on_corrupt: Literal["stop", "skip"] = "stop"
-    validation: Annotated[int, Field(ge=0, description="a whole number that is not negative")] = 0
+    validation: AtLeast0 = 0
 
 
 def check_enough(config: DataConfig, images: int) -> int:

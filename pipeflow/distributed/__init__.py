@@ -7,8 +7,9 @@ from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
 from .device import available_memory, choose_device
 from .graceful_stop import Stop
-from .grid import Grid, grid, owners
+from .grid import Grid, grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
+from .lives import RESTARTS, run_in_child
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_settings import deterministic_kernels, intra_op_threads, prepare_process
@@ -21,6 +22,7 @@ from .world import Members, ResumePoint, World, say
 
 __all__ = [
     "EVERYONE",
+    "RESTARTS",
     "WIRES",
     "Engine",
     "Grid",
@@ -43,17 +45,17 @@ __all__ = [
     "intra_op_threads",
     "keep_memory",
     "last_sign",
-    "local",
     "local_tensor",
     "lost_error",
     "open_world",
     "others_answer",
+    "overlap",
     "owners",
-    "placed",
     "prepare_process",
+    "run_in_child",
     "say",
     "shard",
     "spread_like",
     "totals",
-    "whole",
+    "unequal",
 ]

@@ -25,7 +25,7 @@ def average_gradients(world: World, module: nn.Module, members: Members) -> nn.M
     Raises:
         LostError: another process did not answer.
     """
-    if (world.size if members == "everyone" else world.grid.replicas) == 1:
+    if (world.size if members == "everyone" else len(world.peers)) == 1:
         return module
     devices = [world.device.index] if world.device.type == "cuda" else None
     with warnings.catch_warnings(), others_answer(world.pulse, "the processes did not compare their weights"):
@@ -60,7 +60,7 @@ def equalise(world: World, module: nn.Module) -> None:
     Raises:
         LostError: another process did not answer.
     """
-    if world.grid.replicas == 1:
+    if len(world.peers) == 1:
         return
     with others_answer(world.pulse, "the replicas did not start from equal weights"):
         for tensor in module.state_dict().values():

@@ -41,7 +41,7 @@ class Stop:
             if self.cause():
                 self._named = True
                 grid = self.world.grid
-                lead = grid.lead(self.world.config.depth) if grid.replicas > 1 else 0
+                lead = grid.lead(self.world.config.depth) if grid.size > grid.stages else 0
                 self.world.store.set("last", step + lead)
 
     def after(self, step: int) -> bool:

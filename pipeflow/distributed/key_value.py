@@ -4,6 +4,7 @@ A collective operation needs all processes at once; what one of them has to say 
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ class KeyValueStore:
 
     def __init__(self, store: Store | None = None, rank: int = 0) -> None:
         self._store, self._rank = store or HashStore(), rank
+        self._alone = threading.Lock()  # taken by the thread that reports for want of the store
 
     def set(self, key: str, value: Any) -> None:
         """Sets a value; None takes it away."""
@@ -42,12 +44,15 @@ class KeyValueStore:
         return json.loads(text) if text else None
 
     def claim(self, line: str) -> bool:
-        """Claims to report what ended the run; True for the first process to do so, and where no other can."""
+        """Claims to report what ended the run; True for the first process to do so.
+
+        Without the store every process is the first, once: its loop and its watchdog may both come here.
+        """
         claim = f"{self._rank} {line}"
         try:
             return bool(self._store.compare_set(_REPORTED, "", claim).decode() == claim)
         except RuntimeError:
-            return True
+            return self._alone.acquire(blocking=False)
 
     def claimed(self) -> bool:
         """Whether a process has reported what ended the run."""

@@ -1,7 +1,6 @@
 """The groups of `torch.distributed` that a grid of processes needs."""
 
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 import torch.distributed as dist
@@ -37,12 +36,8 @@ class ProcessGroups:
         eager: tuple[Members, ...] = ("everyone", "chain", "replicas") if backend == "gloo" else ("replicas",)
         for members in eager:
             self.of(members)
-        owners = [here.grid.owner(replica) for replica in range(here.grid.replicas)]
-        self._edges = {
-            border: self._open([[owner[border], owner[border + 1]] for owner in owners])
-            for border, (before, after) in enumerate(pairwise(here.owner))
-            if before != after
-        }
+        edges = [(edge, self._open([list(edge)])) for edge in here.grid.edges()]
+        self._edges = {sum(edge) - here.rank: group for edge, group in edges if here.rank in edge}
 
     def of(self, members: Members) -> Any:
         """The group of these members; all processes must ask for it at the same point when they first do."""
@@ -56,9 +51,9 @@ class ProcessGroups:
             self._opened[ranks] = self._open(groups)
         return self._opened[ranks]
 
-    def edge(self, border: int) -> Any:
-        """The group of the two processes around a border of this chain, counted from 0; None within a process."""
-        return self._edges.get(border)
+    def edge(self, rank: int) -> Any:
+        """The group of this process and a neighbour in its chain; None of other processes."""
+        return self._edges.get(rank)
 
     def _open(self, groups: list[list[int]]) -> Any:
         """Opens groups of ranks, those of several; returns the one that this process is in, or None."""

@@ -98,8 +98,8 @@ class ProcessWorld(World):
         dist.broadcast(buffer, source)
         return buffer.numpy().tobytes()
 
-    def edge(self, border: int) -> Any:
-        return self._groups.edge(border) if self._groups else None
+    def edge(self, rank: int) -> Any:
+        return self._groups.edge(rank) if self._groups else None
 
     def group(self, members: Members) -> Any:
         if self._groups is None:

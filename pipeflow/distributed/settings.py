@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..settings import AtLeast1, NotNegative, Positive, settings
+from ..settings import AtLeast0, AtLeast1, NotNegative, Positive, settings
 from ..units import bytes_of
 
 
@@ -27,11 +27,14 @@ class ParallelConfig:
             CPU an equal share of it for each process of the host.
         threads: intra-op threads per part on the CPU; the same however many processes there are.
         replicas: chains of parts side by side, each on its own share of every batch; None takes as many as the
-            processes make.
+            processes make. A list, one number per part, gives each part so many processes, which share its packets.
         timeout_s: seconds to wait for a packet (or an all-reduce) that is due.
         heartbeat_s: seconds between two signs of life; a process that misses five counts as lost.
         rejoin_s: seconds that the others wait, while training by parts, for a lost process to come back; 0 ends the
             run.
+        restarts: how often a process that dies is started again, by a process beside it that has imported everything
+            and waits: alone, where `rejoin_s` lets the others wait, else with all others; torchrun does the same with
+            `--max-restarts`, but has to start Python and import PyTorch each time.
         wire: how a latent crosses a border while training by parts: "bf16" rounds it and halves the bytes; what is
             evaluated, sampled or trained end to end is never rounded.
     """
@@ -41,10 +44,11 @@ class ParallelConfig:
     micro_batches: AtLeast1 | Literal["auto"] = 1
     memory: str | None = None
     threads: AtLeast1 = 1
-    replicas: AtLeast1 | None = None
+    replicas: AtLeast1 | list[AtLeast1] | None = None
     timeout_s: Positive = 600.0
     heartbeat_s: Positive = 3.0
     rejoin_s: NotNegative = 0.0
+    restarts: AtLeast0 = 0
     wire: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:

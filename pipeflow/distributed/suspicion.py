@@ -27,8 +27,11 @@ class Suspicion:
         self._active: dict[int, tuple[int, float]] = {}
         self._together: tuple[dict[int, int], float] = {}, time.monotonic()
 
-    def look(self) -> str:
+    def look(self, patience: float = 0) -> str:
         """What is wrong with another process, or with all together; empty if nothing is.
+
+        Args:
+            patience: seconds that it may take longer than usual.
 
         Raises:
             LostError: the store does not answer.
@@ -47,13 +50,13 @@ class Suspicion:
                 self._active[rank] = (sign.beats, now)
             where = f"{self.world.describe(rank)}, last heard of at step {sign.step}"
             silent, idle = now - self._seen[rank][1], now - self._active[rank][1]
-            if silent > MISSED * config.heartbeat_s:
+            if silent > MISSED * config.heartbeat_s + patience:
                 return f"{where}: no sign of life for {silent:.1f} s: killed, stopped, or its host is lost"
-            if idle > config.timeout_s + 2 * config.heartbeat_s:
+            if idle > config.timeout_s + 2 * config.heartbeat_s + patience:
                 return f"{where}: hangs, nothing was done for {idle:.0f} s (parallel.timeout_s)"
-        return self._all_wait(signs, now)
+        return self._all_wait(signs, now, patience)
 
-    def _all_wait(self, signs: dict[int, SignOfLife], now: float) -> str:
+    def _all_wait(self, signs: dict[int, SignOfLife], now: float, patience: float) -> str:
         """A sentence where all have waited for everyone for too long, and none did anything meanwhile; else empty.
 
         gloo bounds such a wait. NCCL's collectives return at once, and what waits for their result has no bound.
@@ -62,7 +65,7 @@ class Suspicion:
         if beats != self._together[0] or any(sign.waits_for != EVERYONE for sign in signs.values()):
             self._together = beats, now
         idle = now - self._together[1]
-        if not signs or idle <= config.timeout_s + 2 * config.heartbeat_s:
+        if not signs or idle <= config.timeout_s + 2 * config.heartbeat_s + patience:
             return ""
         last = min(signs, key=lambda rank: signs[rank].step)
         behind = f"{self.world.describe(last)}, step {signs[last].step}, or another process of the same step"

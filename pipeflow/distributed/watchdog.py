@@ -84,12 +84,10 @@ class Watch:
                 self._beat()
                 if self._ended.is_set() or not self._suspicion.others:
                     continue
-                if self.world.pulse.patient:  # a lost process may come back; the loop waits for it, not for ever
-                    self._suspicion.forget()
-                    claimed_since = None
-                    continue
-                fault = self._suspicion.look()
-                claimed_since = claimed_since or (now if self.world.store.claimed() else None)
+                patient = self.world.pulse.patient  # a lost process may come back, and the loop waits for it
+                fault = self._suspicion.look(self.world.config.rejoin_s if patient else 0)
+                claimed = not patient and self.world.store.claimed()
+                claimed_since = (claimed_since or now) if claimed else None
             except LostError as error:
                 fault = f"{self._where()}: {error}"
             if fault:

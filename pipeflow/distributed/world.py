@@ -51,10 +51,11 @@ class World(Topology):
         super().__init__(grid(parts, size, config.replicas), rank)
         self.config = config
         self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-        if config.rejoin_s and self.grid.replicas > 1:
+        if config.rejoin_s and size > self.grid.stages:
+            replicas = list(self.grid.sharers) or self.grid.replicas
             raise ValueError(
-                f"parallel.rejoin_s is {config.rejoin_s}, but there are {self.grid.replicas} replicas, which wait for "
-                "each other in every update; a process can come back into a single chain only. Leave it out."
+                f"parallel.rejoin_s is {config.rejoin_s}, but there are {replicas} replicas, which wait for each other "
+                "in every update; a process can come back into a single chain only. Leave it out."
             )
         if config.backend == "nccl" and self.device.type != "cuda":
             raise ValueError("parallel.backend is nccl, but the run is on the CPU (device); use gloo or auto.")
@@ -150,8 +151,8 @@ class World(Topology):
         """
         raise NoReturnError("there is no other process")
 
-    def edge(self, border: int) -> Any:
-        """The group of the two processes around a border of this chain, counted from 0; None within a process."""
+    def edge(self, rank: int) -> Any:
+        """The group of this process and a neighbour in its chain; None of other processes."""
         return None
 
     def group(self, members: Members) -> Any:

@@ -80,11 +80,12 @@ class PlainConv1x1(Conv1x1):
 
     Args:
         channels: C of the latents (B, C, H, W).
+        start: (C, C) float64, another W to start from.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, start: Tensor | None = None) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(_random_rotation(channels).float())
+        self.matrix = nn.Parameter((_random_rotation(channels) if start is None else start).float())
 
     @classmethod
     def matrices(cls, convs: Sequence[Conv1x1], log_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,14 +101,15 @@ class LUConv1x1(Conv1x1):
 
     Args:
         channels: C of the latents (B, C, H, W).
+        start: (C, C) float64, a W to start from; a random rotation by default.
     """
 
     permutation: Tensor
     sign: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, start: Tensor | None = None) -> None:
         super().__init__()
-        p, lower, upper = torch.linalg.lu(_random_rotation(channels))
+        p, lower, upper = torch.linalg.lu(_random_rotation(channels) if start is None else start)
         diagonal = upper.diagonal()
         self.register_buffer("permutation", p.float())
         self.register_buffer("sign", diagonal.sign().float())

@@ -4,8 +4,10 @@ A packet carries everything a later part has to know of the earlier ones. `seale
 that cuts a latent out of the autograd graph: whatever leaves a part is sealed, so isolation can be audited in one line.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +26,12 @@ class Packet(NamedTuple):
     def sealed(self) -> "Packet":
         """The same numbers outside the autograd graph, contiguous: fit to cross a border."""
         return Packet(self.z.detach().contiguous(), self.logp.detach().contiguous())
+
+    def take(self, images: range) -> "Packet":
+        """Consecutive images of the packet, sharing its memory."""
+        return Packet(*(tensor[images.start : images.stop] for tensor in self))
+
+    @staticmethod
+    def joined(packets: "Sequence[Packet]") -> "Packet":
+        """Packets put together, in order; one alone as it is."""
+        return packets[0] if len(packets) == 1 else Packet(*map(torch.cat, zip(*packets, strict=True)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..config import Config, from_dict
 from ..data import PUBLISHED, DataConfig, Images, Space, Split, Splits, images_of, space
 from ..distributed import World
 from ..model import FAMILIES, Flow, Maker, Truncated, averaged, build, check_flow, global_state, is_average
-from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint
+from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint, read_plain
 
 EXPORT_FORMAT = 1
 
@@ -206,7 +207,7 @@ def _read_exported(file: Path, flow: Maker | None) -> Flow:
     """The model that `export` wrote; a ValueError if the files are no exported flow, or the flow is another."""
     about = file.with_suffix(".json")
     try:
-        settings, tensors = json.loads(about.read_text()), tensors_from(file.read_bytes())
+        settings, tensors = json.loads(read_plain(about)), tensors_from(read_plain(file, sys.maxsize))
         if settings["format"] != EXPORT_FORMAT:
             raise ValueError(f"its format is {settings['format']}, this version reads {EXPORT_FORMAT}")
         name = settings.get("flow", "glow")

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data import Images, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
 from ..model import Maker
-from ..storage import MANIFEST
+from ..storage import MANIFEST, RunDirectory
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .load import Source, Trained, load, locate, locate_together, read
 from .pictures import difference, interpolate, reconstruct
@@ -80,6 +80,7 @@ def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     if options.out is None:
         if exported or (options.run / MANIFEST).exists():
             raise ValueError(f"{options.run} is no run directory; say where the picture goes with --out FILE.png.")
+        RunDirectory(options.run).check_plain()
         options.out = options.run / "samples" / f"{options.kind}.png"
     if options.out.suffix != ".png":
         raise ValueError(f"--out {options.out} must end in .png.")

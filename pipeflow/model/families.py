@@ -8,6 +8,7 @@ from .cut import CutConfig, HeadConfig, scheme_cut
 from .glow import GlowConfig, glow_steps
 from .head import glow_head
 from .jet import JetConfig, jet_head, jet_steps
+from .seeding import begin_like
 from .tarflow import TarFlowConfig, tarflow_head, tarflow_steps
 
 FAMILIES = ("glow", "jet", "tarflow")
@@ -32,9 +33,13 @@ def family_head(family: Family, head: HeadConfig, event: Event, remaining: Seque
         case GlowConfig():
             return glow_head(family, head, event, remaining)
         case JetConfig():
-            return jet_head(family, head, event)
+            steps = jet_head(family, head, event)
         case TarFlowConfig():
-            return tarflow_head(family, head, event, remaining)
+            steps = tarflow_head(family, head, event, remaining)
+    if head.start == "model":
+        for step, model in zip(steps, remaining, strict=False):
+            begin_like(step, model)
+    return steps
 
 
 def family_cut(cut: CutConfig, family: Family) -> tuple[int, ...]:

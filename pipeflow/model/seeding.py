@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -12,3 +13,16 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@torch.no_grad()
+def begin_like(step: nn.Module, other: nn.Module) -> None:
+    """Gives a step the weights of another of its kind, the first numbers of each dimension that both have.
+
+    Weights without memory are not taken.
+    """
+    theirs = other.state_dict()
+    for name, mine in step.state_dict().items():
+        if name in theirs and not theirs[name].is_meta:
+            shared = tuple(slice(min(sizes)) for sizes in zip(mine.shape, theirs[name].shape, strict=True))
+            mine[shared] = theirs[name][shared]

@@ -13,12 +13,13 @@ slow links with little to carry are slower than this says; all ways are helped a
     1F1B         simulated (pipeline_simulation), latents forward and their gradients backward, with the best of
                  1, 2, 4, …, 32 micro-batches and nothing computed twice
 
-With R replicas a chain takes B/R images, and each part's gradient is averaged over R processes as in DDP; in a pipeline
-that is hidden behind the backward passes of all micro-batches.
+With R replicas a chain, or a part that has R of its own, takes B/R images, and each part's gradient is averaged over R
+processes as in DDP; in a pipeline that is hidden behind the backward passes of all micro-batches.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, repeat
 from typing import Literal
 
 from ..data import packet_sizes
@@ -27,7 +28,9 @@ from .balance import balanced_cut
 from .pipeline_simulation import Stages, period
 from .profile import Cost, Link, Profile, ring_bytes
 
-Way = Literal["one device", "by parts", "DDP", "1F1B"]
+Way = Literal["one device", "by parts", "replicas", "DDP", "1F1B"]
+Replicas = int | tuple[int, ...]
+"""Of each part: one number for all, or one for each."""
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 DEFAULT = ParallelConfig()
 
@@ -37,7 +40,8 @@ class Forecast:
     """What one way to train does with a batch.
 
     Attributes:
-        way, devices: how it trains, and on how many devices.
+        way, devices: how it trains, and on how many devices; "replicas" is by parts with as many devices for each part
+            as suit it.
         seconds: from one batch to the next.
         images_per_s: of all devices together.
         idle: share of the devices' time in which they compute nothing.
@@ -46,6 +50,7 @@ class Forecast:
         at: flow steps before each border; None where there are none.
         micro_batches: of a pipeline; None of the others.
         bound: what sets the pace: "part 2", "border 1", "gradients", "bubble", "device".
+        replicas: of each part, by parts; None of the others.
     """
 
     way: Way
@@ -58,6 +63,12 @@ class Forecast:
     at: tuple[int, ...] | None = None
     micro_batches: int | None = None
     bound: str = "device"
+    replicas: tuple[int, ...] | None = None
+
+
+def per_part(replicas: Replicas, parts: int) -> tuple[int, ...]:
+    """Replicas of each part."""
+    return replicas if isinstance(replicas, tuple) else (replicas,) * parts
 
 
 def share(batch: int, processes: int) -> int:
@@ -72,39 +83,49 @@ def part_seconds(cost: Cost, images: int, link: Link, replicas: int) -> float:
 
 
 def by_parts(
-    profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, parallel: ParallelConfig = DEFAULT
+    profile: Profile,
+    at: Sequence[int],
+    batch: int,
+    link: Link,
+    replicas: Replicas = 1,
+    parallel: ParallelConfig = DEFAULT,
 ) -> Forecast:
-    """A device per part, every part learning from every batch; the arguments are those of `compare`."""
-    images, costs = share(batch, replicas), profile.parts(at)
-    packets = [size * images for size in profile.border_bytes(at)]
-    busy = [part_seconds(cost, images, link, replicas) for cost in costs]
-    carrying = [link.seconds(packet) for packet in packets]
+    """A device per replica of a part, every part learning from every batch; the arguments are those of `compare`."""
+    costs, counts = profile.parts(at), per_part(replicas, len(at) + 1)
+    images, packets = [share(batch, count) for count in counts], profile.border_bytes(at)
+    busy = [part_seconds(*each) for each in zip(costs, images, repeat(link), counts, strict=False)]
+    # Of the devices on both sides of a border, those of the part with fewer carry most.
+    carrying = [link.seconds(size * max(both)) for size, both in zip(packets, pairwise(images), strict=True)]
     seconds = max([*busy, *carrying])
-    gradients = [ring_bytes(cost.parameters, replicas) for cost in costs]
+    leaving = [size * many for size, many in zip([*packets, 0], images, strict=True)]
+    gradients = [ring_bytes(cost.parameters, count) for cost, count in zip(costs, counts, strict=True)]
+    computing = sum(cost.seconds(many) * count for cost, many, count in zip(costs, images, counts, strict=True))
     bound = f"part {busy.index(seconds) + 1}" if seconds in busy else f"border {carrying.index(seconds) + 1}"
     return Forecast(
         way="by parts",
-        devices=len(costs) * replicas,
+        devices=sum(counts),
         seconds=seconds,
         images_per_s=batch / seconds,
-        idle=1 - sum(cost.seconds(images) for cost in costs) / (len(costs) * seconds),
+        idle=1 - computing / (sum(counts) * seconds),
         memory_bytes=max(part_memory(profile, at, batch, replicas, parallel)),
-        sent_bytes=max(map(sum, zip([*packets, 0], gradients, strict=True))),
+        sent_bytes=max(map(sum, zip(leaving, gradients, strict=True))),
         at=tuple(at),
         bound=bound,
+        replicas=counts,
     )
 
 
 def part_memory(
-    profile: Profile, at: Sequence[int], batch: int, replicas: int = 1, parallel: ParallelConfig = DEFAULT
+    profile: Profile, at: Sequence[int], batch: int, replicas: Replicas = 1, parallel: ParallelConfig = DEFAULT
 ) -> list[float]:
     """Bytes that each part needs: weights, gradients, moments, what its backward pass keeps, packets on their way."""
-    images, costs = packet_sizes(share(batch, replicas), parallel.packets)[0], profile.parts(at)
-    packets = [size * images for size in profile.border_bytes(at)]
-    return [
-        profile.memory(cost, images, images) + 2 * arriving + parallel.depth * leaving + _bucket_bytes(cost, replicas)
-        for cost, arriving, leaving in zip(costs, [0, *packets], [*packets, 0], strict=True)
-    ]
+    counts, packets = per_part(replicas, len(at) + 1), profile.border_bytes(at)
+    found = []
+    for cost, count, arriving, leaving in zip(profile.parts(at), counts, [0, *packets], [*packets, 0], strict=True):
+        images = packet_sizes(share(batch, count), parallel.packets)[0]
+        packets_bytes = images * (2 * arriving + parallel.depth * leaving)
+        found.append(profile.memory(cost, images, images) + packets_bytes + _bucket_bytes(cost, count))
+    return found
 
 
 def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
@@ -113,6 +134,7 @@ def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> F
     shown = link.seconds(ring_bytes(flow.parameters, processes)) > flow.backward(share(batch, processes))
     return replace(
         by_parts(profile, (), batch, link, processes),
+        replicas=None,
         way="DDP" if processes > 1 else "one device",
         at=None,
         bound="gradients" if shown else "device",
@@ -170,30 +192,37 @@ def with_micro_batches(
 
 
 def compare(
-    profile: Profile, at: Sequence[int], batch: int, link: Link, replicas: int = 1, parallel: ParallelConfig = DEFAULT
+    profile: Profile,
+    at: Sequence[int],
+    batch: int,
+    link: Link,
+    replicas: Replicas = 1,
+    parallel: ParallelConfig = DEFAULT,
 ) -> list[Forecast]:
     """Every way to use as many devices as a cut has parts, times the replicas; one device first.
 
-    A pipeline gets the cut that is best for it, links included, not the one that is asked about. Ways that would leave
-    a device without an image are left out.
+    A pipeline gets the cut that is best for it, links included, not the one that is asked about; where parts have
+    unequal replicas, of as many stages as there are devices. Ways that would leave a device without an image, or
+    without a flow step, are left out.
 
     Args:
         profile: what was measured.
         at: flow steps before each border.
         batch: images, over all replicas.
         link: between two devices.
-        replicas: chains side by side.
+        replicas: chains side by side, or those of each part.
         parallel: packets per batch and in flight over a border, for the memory that they take.
     """
-    devices = (len(at) + 1) * replicas
+    counts = per_part(replicas, len(at) + 1)
+    devices, chains = sum(counts), 1 if len(set(counts)) > 1 else counts[0]
     ways = [data_parallel(profile, batch, 1, link)]
-    if at and replicas <= batch:
+    if at and max(counts) <= batch:
         ways.append(by_parts(profile, at, batch, link, replicas, parallel))
     if 1 < devices <= batch:
         ways.append(data_parallel(profile, batch, devices, link))
-    if at and replicas <= batch:
-        stages = balanced_cut(profile.end_to_end(), len(at) + 1, share(batch, replicas), link)
-        ways.append(pipelined(profile, stages, batch, link, replicas))
+    if at and chains <= batch and devices // chains <= len(profile.steps):
+        stages = balanced_cut(profile.end_to_end(), devices // chains, share(batch, chains), link)
+        ways.append(pipelined(profile, stages, batch, link, chains))
     return ways
 
 

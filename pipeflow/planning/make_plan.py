@@ -9,11 +9,11 @@ import torch
 
 from ..config import Config, turns
 from ..data import Pixels, check_enough, outline
-from ..distributed import choose_device, grid, intra_op_threads
+from ..distributed import choose_device, grid, intra_op_threads, unequal
 from ..model import FAMILIES, family_cut, family_steps
 from ..units import bytes_of
 from .balance import balanced_cut
-from .forecast import share
+from .forecast import per_part, share
 from .micro_batches import with_chosen_micro_batches
 from .placement import place_processes
 from .plan import Plan
@@ -47,39 +47,40 @@ def make_plan(
     if config.flow not in FAMILIES or data.name == "own":
         raise ValueError("A plan is made from settings alone; a flow or data of a script's own are not in them.")
     image, levels, many = outline(data.name, data.root, data.image_size, data.on_corrupt)
-    images = check_enough(data, many)
+    training_images = check_enough(data, many)
     for phase in config.phases:
-        turns(phase, parts, images, data.batch)
+        turns(phase, parts, training_images, data.batch)
     placement = None
     if hosts is not None and gpus_per_host is not None:
         placement = place_processes(parts, hosts, gpus_per_host, config.parallel.replicas)
-    replicas = placement.replicas if placement else config.parallel.replicas or 1
-    if replicas > data.batch:
+    wanted = config.parallel.replicas
+    chains = wanted[0] if isinstance(wanted, list) else wanted or 1
+    replicas = unequal(parts, wanted) or (placement.replicas if placement else chains)
+    counts = per_part(replicas, parts)
+    if max(counts) > data.batch:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
     device, space = choose_device(config.device), Pixels(image, levels, data.bits)
-    steps, images_per_part = family_steps(config.family, image, config.seed), share(data.batch, replicas)
+    steps, images = family_steps(config.family, image, config.seed), [share(data.batch, count) for count in counts]
     began, computed = time.perf_counter(), time.process_time()
-    batches = sorted({*batch_sizes(data.batch), images_per_part})
+    batches = sorted({*batch_sizes(data.batch), *images})
     with intra_op_threads(config.parallel.threads):
         profile = measured_profile(config, space, steps, device, batches)
     computed, took = time.process_time() - computed, time.perf_counter() - began
     if config.cut.scheme == "balanced":
-        at = balanced_cut(profile, parts, images_per_part)
+        at = balanced_cut(profile, parts, images[0])  # unequal replicas come with another cut
     else:
         at = family_cut(config.cut, config.family)
     name, measured_memory, at_once = _described(device, config.parallel.threads)
     given = config.parallel.memory
     memory = memory or (bytes_of(given) if given else measured_memory)
-    stages = placement.stages if placement else parts
+    size = sum(counts) if isinstance(replicas, tuple) else replicas * (placement.stages if placement else parts)
     cut = dataclasses.replace(config.cut, scheme="explicit", at=list(at))
-    processes = grid(parts, stages * replicas, replicas)
-    chosen = with_chosen_micro_batches(
-        dataclasses.replace(config, cut=cut), space, processes, [memory] * processes.size
-    )
+    processes = grid(parts, size, replicas)
+    chosen = with_chosen_micro_batches(dataclasses.replace(config, cut=cut), space, processes, [memory] * size)
     config = dataclasses.replace(config, parallel=chosen.parallel)
     return Plan(
         config=config,
-        images=images,
+        images=training_images,
         device=name,
         cuda=device.type == "cuda",
         at_once=at_once,

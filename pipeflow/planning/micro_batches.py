@@ -66,21 +66,24 @@ def with_chosen_micro_batches(
         return config
     slices, whole = build(config.model, space, flow)
     batch, joined = config.data.batch, any(phase.schedule == "end_to_end" for phase in config.phases)
-    parts = [need(truncated, config, grid.replicas > 1) for truncated in slices.values()]
-    held = {rank: [parts[part] for part in grid.held(rank)] for rank in range(grid.size)}
-    loads = [(rank, batch // grid.replicas, needs) for rank, needs in held.items()]
+    units = batch // (grid.replicas * grid.unit)
+    loads: list[tuple[int, int, int, list[Need]]] = []  # rank, how many units it cuts, images of each, what it learns
+    for rank in range(grid.size):
+        averaged = len(grid.peers(grid.stage(rank))) > 1
+        needs = [need(slices[part], config, averaged) for part in grid.held(rank)]
+        loads.append((rank, units, len(grid.share(rank, grid.unit)), needs))
     if joined and not config.pipelined(grid.stages):
         everything = need(whole, config, grid.size > 1)
         if config.end_to_end.engine == "fsdp":
             everything = everything._replace(fixed=everything.fixed / grid.size)
-        loads += [(rank, batch // grid.size, [everything]) for rank in range(grid.size)]
-    for count in range(1, min(images for _, images, _ in loads) + 1):
-        if config.cuda_graphs and batch % count:
+        loads += [(rank, batch // grid.size, 1, [everything]) for rank in range(grid.size)]
+    for count in range(1, min(many for _, many, _, _ in loads) + 1):
+        if config.cuda_graphs and units % count:
             continue
         short = [
             (rank, total)
-            for rank, images, needs in loads
-            if (total := sum(one.of(packet_sizes(images, count)[0]) for one in needs)) > USABLE * memory[rank]
+            for rank, many, each, needs in loads
+            if (total := sum(one.of(packet_sizes(many, count)[0] * each) for one in needs)) > USABLE * memory[rank]
         ]
         if not short:
             return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, micro_batches=count))

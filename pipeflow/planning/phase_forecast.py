@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ..config import EndToEndConfig, Turn, micro_batches
-from .forecast import Forecast, part_seconds, share, with_micro_batches
+from .forecast import Forecast, Replicas, part_seconds, per_part, share, with_micro_batches
 from .profile import Link, Profile, ring_bytes
 
 
@@ -19,12 +19,12 @@ class Processes(NamedTuple):
 
     Attributes:
         stage_of_part: process of each part in a chain, counted from the chain's first; it computes its parts in turns.
-        replicas: chains side by side.
+        replicas: chains side by side, or processes of each part.
         at_once: how many of all processes can compute at the same time; the others take turns with them.
     """
 
     stage_of_part: tuple[int, ...]
-    replicas: int
+    replicas: Replicas
     at_once: float
 
     @property
@@ -35,7 +35,12 @@ class Processes(NamedTuple):
     @property
     def size(self) -> int:
         """Number of all processes."""
-        return self.stages * self.replicas
+        return sum(per_part(self.replicas, self.stages))
+
+    @property
+    def chains(self) -> int:
+        """Chains side by side; one where parts have unequal replicas."""
+        return 1 if isinstance(self.replicas, tuple) else self.replicas
 
 
 def phase_seconds(
@@ -71,27 +76,30 @@ def pipeline(
     """A batch end to end in the engine's pipeline: each process keeps its parts, and cuts as many micro-batches."""
     stages = pairwise(processes.stage_of_part)
     borders = [border for border, (stage, after) in zip(at, stages, strict=True) if stage != after]
-    images = share(batch, processes.replicas)
+    images = share(batch, processes.chains)
     try:
         count = micro_batches(end_to_end.micro_batches, images, processes.stages)
     except ValueError:  # a run would refuse; what it would be like is still of interest
         count = min(images, processes.stages)
-    return with_micro_batches(profile, borders, batch, count, link, processes.replicas)
+    return with_micro_batches(profile, borders, batch, count, link, processes.chains)
 
 
 def _turn_seconds(
     profile: Profile, at: Sequence[int], turn: Turn, batch: int, link: Link, processes: Processes
 ) -> float:
     """Seconds per batch: parts before the last learner at least run forward, those after it rest."""
-    stage_of, images, last = processes.stage_of_part, share(batch, processes.replicas), max(turn.learners)
+    stage_of, last = processes.stage_of_part, max(turn.learners)
+    counts = per_part(processes.replicas, len(stage_of))
+    images = [share(batch, count) for count in counts]
     work = [
-        part_seconds(cost, images, link, processes.replicas) if part in turn.learners else cost.forward(images)
+        part_seconds(cost, images[part], link, counts[part]) if part in turn.learners else cost.forward(images[part])
         for part, cost in enumerate(profile.parts(at)[: last + 1])
     ]
     busy = [sum(work[part] for part in range(last + 1) if stage_of[part] == stage) for stage in range(processes.stages)]
     carrying = [
-        link.seconds(size * images)
+        link.seconds(size * max(images[border : border + 2]))
         for border, size in enumerate(profile.border_bytes(at)[:last])
         if stage_of[border] != stage_of[border + 1]
     ]
-    return max([*busy, *carrying, sum(work) * processes.replicas / processes.at_once])
+    together = sum(seconds * count for seconds, count in zip(work, counts, strict=False))
+    return max([*busy, *carrying, together / processes.at_once])

@@ -12,10 +12,11 @@ from ..config import Config, phase_steps, turns
 from ..flow import Event
 from ..model import family_caution
 from .balance import balanced_cut
-from .forecast import Forecast, compare, data_parallel, part_memory, share
+from .forecast import Forecast, Replicas, compare, data_parallel, part_memory, per_part, share
 from .phase_forecast import Processes, phase_seconds, pipeline
 from .placement import Placement
 from .profile import Link, Profile
+from .replicas import with_replicas
 
 MOST_DEVICES = 8
 
@@ -69,7 +70,8 @@ class Plan:
         busy: share of the measuring in which something else had the CPU.
         link: between two devices.
         memory_bytes: of a device.
-        placement, replicas: stages × replicas over hosts, None for a device per part and replica; chains side by side.
+        placement: of the processes over hosts; None for a device per part and replica.
+        replicas: chains side by side, or those of each part where they are unequal.
         image: (C, H, W) of an image.
         profile, at: what was measured, and flow steps before each border.
     """
@@ -83,7 +85,7 @@ class Plan:
     link: Link
     memory_bytes: float
     placement: Placement | None
-    replicas: int
+    replicas: Replicas
     image: Event
     profile: Profile
     at: tuple[int, ...]
@@ -99,7 +101,13 @@ class Plan:
     def least_link(self) -> float:
         """Bits per second below which the slowest border, and not the slowest part, would set the pace."""
         seconds = max(row.forward_s + row.backward_s + row.update_s for row in self.parts)
-        return max(8 * row.sent_bytes / seconds for row in self.parts)
+        both = zip(self.profile.border_bytes(self.at), pairwise(self._images), strict=True)
+        return max([8 * size * max(images) / seconds for size, images in both], default=0.0)
+
+    @property
+    def _images(self) -> list[int]:
+        """Of a batch, at one process of each part."""
+        return [share(self.config.data.batch, count) for count in per_part(self.replicas, len(self.at) + 1)]
 
     def fits(self, forecast: Forecast) -> bool:
         """Whether every device has the memory for it."""
@@ -108,13 +116,12 @@ class Plan:
     @cached_property
     def parts(self) -> list[PartRow]:
         """The parts of the cut, at the images that one of them gets."""
-        profile, batch = self.profile, self.config.data.batch
-        images, costs = share(batch, self.replicas), profile.parts(self.at)
+        profile, batch, costs = self.profile, self.config.data.batch, self.profile.parts(self.at)
         memory = part_memory(profile, self.at, batch, self.replicas, self.config.parallel)
-        total = sum(cost.seconds(images) for cost in costs)
+        total = sum(cost.seconds(images) / images for cost, images in zip(costs, self._images, strict=True))
         rows = []
         for part, (start, end) in enumerate(pairwise([0, *self.at, len(profile.steps)])):
-            cost, last = costs[part], part == len(self.at)
+            cost, images, last = costs[part], self._images[part], part == len(self.at)
             rows.append(
                 PartRow(
                     part=part + 1,
@@ -123,7 +130,7 @@ class Plan:
                     forward_s=cost.forward(images),
                     backward_s=cost.backward(images),
                     update_s=cost.update_s,
-                    share=cost.seconds(images) / total,
+                    share=cost.seconds(images) / images / total,
                     memory_bytes=memory[part],
                     fits=memory[part] <= self.memory_bytes,
                     sent_shape=None if last else (images, *profile.packet_shapes[end - 1]),
@@ -140,11 +147,14 @@ class Plan:
 
     @cached_property
     def best(self) -> list[list[Forecast]]:
-        """For 1, 2, … devices: the best cut, and the other ways."""
-        batch = self.config.data.batch
-        counts = range(1, min(MOST_DEVICES, len(self.profile.steps)) + 1)
-        cuts = [balanced_cut(self.profile, count, batch, self.link) for count in counts]
-        return [compare(self.profile, at, batch, self.link, parallel=self.config.parallel) for at in cuts]
+        """For 1, 2, … devices: the best cut, the other ways, and this cut with the best replicas of its parts."""
+        profile, batch, parallel, found = self.profile, self.config.data.batch, self.config.parallel, []
+        for devices in range(1, min(MOST_DEVICES, len(profile.steps)) + 1):
+            ways = compare(profile, balanced_cut(profile, devices, batch, self.link), batch, self.link, 1, parallel)
+            if devices > len(self.at):
+                ways.insert(1, with_replicas(profile, self.at, batch, self.link, devices, parallel))
+            found.append(ways)
+        return found
 
     @cached_property
     def processes(self) -> dict[str, Processes]:
@@ -153,7 +163,7 @@ class Plan:
         stages = tuple(range(parts))
         if self.placement:
             stages = tuple(process.stage for process in self.placement.chain(0) for _ in process.parts)
-        size = (max(stages) + 1) * self.replicas
+        size = Processes(stages, self.replicas, 1.0).size
         found = {"one device": Processes((0,) * parts, 1, 1.0)}
         if size > 1:
             found[f"{size} devices"] = Processes(stages, self.replicas, float(size))
@@ -188,7 +198,7 @@ class Plan:
             )
         for processes in self.processes.values():
             try:
-                self.config.check_world(processes.size, processes.replicas)
+                self.config.check_world(processes.size, processes.chains)
             except ValueError as error:
                 found.append(str(error))
         if self.config.compile == "part":

@@ -12,6 +12,7 @@ from .drawing import GREY, MODEL, PALETTE, PLAN_MAKER, new_figure
 _LOOKS: dict[str, dict[str, Any]] = {
     "one device": {"color": GREY, "linestyle": ":", "linewidth": 1.2},
     "by parts": {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4},
+    "replicas": {"color": MODEL, "linestyle": ":", "marker": "D", "markersize": 3},
     "DDP": {"color": PALETTE[0], "marker": "s", "markersize": 4},
     "1F1B": {"color": PALETTE[2], "linestyle": "--", "marker": "v", "markersize": 4},
 }
@@ -56,7 +57,7 @@ def _parts(axes: Axes, plan: Plan) -> None:
 def _devices(axes: Axes, plan: Plan) -> None:
     """Images per second against devices, each way with its best cut."""
     alone = plan.best[0][0].images_per_s
-    for way in ("by parts", "DDP", "1F1B"):
+    for way in ("by parts", "replicas", "DDP", "1F1B"):
         points = [(each.devices, each.images_per_s) for ways in plan.best for each in ways if each.way == way]
         if points:
             axes.plot(*zip((1, alone), *points, strict=True), label=way, **_LOOKS[way])

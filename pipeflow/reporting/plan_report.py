@@ -1,7 +1,7 @@
 """A plan for people: its tables for the terminal, and plan.json and plan.png, which only another plan may replace."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,15 +122,21 @@ def _ways(plan: Plan) -> str:
 def _best(plan: Plan) -> str:
     """For every number of devices: the best cut, and what the other ways do."""
     others = ("DDP", "1F1B")
-    rows = [["devices", "best cut, flow steps per part", "by parts", *others, "memory by parts"]]
+    replicas = ("this cut's replicas", "images/s")
+    rows = [["devices", "best cut, flow steps per part", "by parts", *others, "memory by parts", *replicas]]
     for devices, ways in enumerate(plan.best, 1):
         by_name = {way.way: way for way in ways}
         parts = by_name.get("by parts", by_name["one device"])
         speeds = [rate(by_name[way].images_per_s) if way in by_name else "–" for way in others]
         memory = amount(parts.memory_bytes) + _too_much(plan.fits(parts))
         cut = _sizes(plan.profile, parts.at or ())
-        rows.append([str(devices), cut, rate(parts.images_per_s), *speeds, memory])
-    return f"The best cut for every number of devices, in images/s:\n{columns(rows)}"
+        ours = by_name.get("replicas")
+        shared = [_sum(ours.replicas or ()), rate(ours.images_per_s)] if ours else ["–", "–"]
+        rows.append([str(devices), cut, rate(parts.images_per_s), *speeds, memory, *shared])
+    return (
+        "The best cut for every number of devices, in images/s; and this cut with several devices for its slowest parts"
+        f"\n(parallel.replicas):\n{columns(rows)}"
+    )
 
 
 def _phases(plan: Plan) -> str:
@@ -150,13 +156,15 @@ def _placement(placement: Placement) -> str:
     for replica in range(placement.replicas):
         crossings = placement.crossings(replica)
         within += not crossings
-        cells = [
-            f"{process.host}:{process.gpu} rank {process.rank}" + (" →" if process.stage in crossings else "")
-            for process in placement.chain(replica)
-        ]
+        cells = ["–"] * placement.stages
+        for process in placement.chain(replica):
+            arrow = " →" if process.stage in crossings else ""
+            cells[process.stage] = f"{process.host}:{process.gpu} rank {process.rank}{arrow}"
         rows.append([str(replica + 1), *cells])
     grid = f"{placement.stages} stages × {placement.replicas} replicas"
     chains = f"{within} of {placement.replicas} chain{'s' * (placement.replicas != 1)} within a host"
+    if placement.sharers:
+        grid, chains = f"{_sum(placement.sharers)} replicas of each part", "a row per replica"
     arrows = "; → goes to another host" if within < placement.replicas else ""
     return (
         f"{placement.hosts} hosts × {placement.gpus_per_host} GPUs = {grid} (host:GPU, from 0; {chains}{arrows}):\n"
@@ -165,7 +173,11 @@ def _placement(placement: Placement) -> str:
 
 
 def _sizes(profile: Profile, at: Sequence[int]) -> str:
-    return " + ".join(str(end - start) for start, end in pairwise([0, *at, len(profile.steps)]))
+    return _sum(end - start for start, end in pairwise([0, *at, len(profile.steps)]))
+
+
+def _sum(numbers: Iterable[int]) -> str:
+    return " + ".join(map(str, numbers))
 
 
 def _too_much(fits: bool) -> str:

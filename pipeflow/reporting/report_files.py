@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from ..storage import write_whole
+from ..storage import RunDirectory, write_whole
 from .drawing import REPORT_MAKER, Drawing
 from .html import page
 from .loss_figures import loss_by_bytes, loss_by_epoch, loss_by_time
@@ -32,6 +32,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     for number, run in enumerate(runs):
         if Path(run).resolve() in [Path(earlier).resolve() for earlier in runs[:number]]:
             raise ValueError(f"{run} is given twice; give every run once.")
+        RunDirectory(Path(run)).check_plain(to_write=out is None)
     histories = [read_run(run) for run in runs]
     names = [history.name for history in histories]
     histories = [

@@ -5,22 +5,34 @@ stream may be half written, since the run may be going on: it is left out.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from ..config import Config, from_dict
-from ..storage import END_TO_END, Manifest, RunDirectory, checkpoint, part_stream
+from ..config import Config, from_dict, read_file
+from ..storage import END_TO_END, EndedPhase, Manifest, RunDirectory, checkpoint, part_stream, read_plain
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 _LEDGER = {"log_det", "split_prior", "prior", "bits_per_dim"}
 _WHOLE, _FLOATS = ("step", "phase"), ("time", "bits_per_dim", "wait_s", "send_s", "compute_s")
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Result(TypedDict):
+    test_bits_per_dim: float | None
+    ledger: dict[str, Any]
+    phases: list[EndedPhase]
+
+
+_RESULT = TypeAdapter(_Result)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class SavedCheckpoint(NamedTuple):
 def read_bytes(file: Path) -> bytes:
     """The contents of a file, or a ValueError."""
     try:
-        return file.read_bytes()
+        return read_plain(file, sys.maxsize)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
 
@@ -79,11 +91,8 @@ def read_bytes(file: Path) -> bytes:
 def read_settings(file: Path) -> Config:
     """The settings that a run has written down."""
     try:
-        found = yaml.safe_load(read_bytes(file))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no names and values")
-        return from_dict(found)
-    except (ValueError, yaml.YAMLError) as error:
+        return from_dict(read_file(file))
+    except ValueError as error:
         raise ValueError(f"The settings in {file} are damaged: {error}") from error
 
 
@@ -95,9 +104,10 @@ def read_lines(file: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(read_bytes(file).splitlines(keepends=True), 1):
         try:
             values = json.loads(line)
-            if not all(isinstance(values[name], int | float) for name in numbers):
-                raise ValueError("a figure is none")
-        except (ValueError, KeyError, TypeError) as error:
+            figures = {name: values[name] for name in numbers} | {"drift": values.get("drift", 0)}
+            if unfit := [name for name, value in figures.items() if not _is_figure(name, value)]:
+                raise ValueError(f"{unfit[0]} cannot be {str(figures[unfit[0]])[:20]}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if not line.endswith(b"\n"):
                 break
             raise ValueError(f"{file} is damaged: line {number} is no line of metrics ({error}).") from error
@@ -105,13 +115,24 @@ def read_lines(file: Path, numbers: Sequence[str]) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
+def _is_figure(name: str, value: object) -> bool:
+    """Whether a file may say this of a step, a time (seconds since 1970, before the year 5000) or another figure."""
+    if name in _WHOLE:
+        return isinstance(value, int) and 0 <= value < 1 << 62
+    return isinstance(value, int | float) and (0 < value < 1e11 or name not in ("time", "epoch"))
+
+
 def read_evaluations(file: Path) -> list[dict[str, Any]]:
     """The evaluations while the run trained, in order."""
     lines = read_lines(file, ("step", "epoch", "dequantisation"))
     for line in lines:
-        parts = line.get("parts")
-        sound = isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts)
-        if not sound or "complete" not in line or any(_LEDGER - part.keys() for part in line["parts"]):
+        parts = line.get("parts") or [None]
+        sound = isinstance(parts, list) and all(isinstance(part, dict) for part in parts)
+        if (
+            not sound
+            or "complete" not in line
+            or not all(_is_figure(n, part.get(n)) for part in parts for n in _LEDGER)
+        ):
             raise ValueError(f"{file} is damaged: the line of step {line['step']} is no evaluation.")
     return lines
 
@@ -134,12 +155,9 @@ def read_result(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(read_bytes(file))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not {"test_bits_per_dim", "ledger", "phases"} <= found.keys():
-        raise ValueError(f"{file} is damaged: it is no result of a run.")
-    return found
+        return dict(_RESULT.validate_json(read_bytes(file)))
+    except ValidationError as error:
+        raise ValueError(f"{file} is damaged: it is no result of a run.") from error
 
 
 def read_checkpoints(run: RunDirectory) -> tuple[list[SavedCheckpoint], Manifest | None]:

@@ -2,8 +2,8 @@
 
 from .async_saver import Saver
 from .checkpoint import CheckpointConfig
-from .files import Stream, rewind, write_whole
-from .manifest import Manifest, check_own
+from .files import Stream, read_plain, rewind, write_whole
+from .manifest import EndedPhase, Manifest, check_own
 from .run_directory import CHECKPOINTS, END_TO_END, EVALUATION, MANIFEST, MODEL, RunDirectory, part_stream, run_of
 from .run_lock import claim, release
 from .verify import check_names, check_values, is_provisional, owner_of

@@ -34,6 +34,7 @@ class Saver:
     def __init__(self, world: World, run: Path, config: CheckpointConfig, step: int = 0) -> None:
         self.world, self.run, self.config = world, RunDirectory(run), config
         self._thread: threading.Thread | None = None
+        self._written = threading.Event()
         self._error: SaveError | None = None
         self._stream = Stream(self.run.stream(CHECKPOINTS)) if world.rank == 0 else None
         if not world.resume_point:  # else the others are at work on them
@@ -46,14 +47,18 @@ class Saver:
         """
         began = time.perf_counter()
         self.wait()
+        final, first = self.run.checkpoint(manifest.step), self.world.rank == 0
+        if final.is_dir() or (not first and self.world.store.get(self._key(manifest.step, self.world.rank))):
+            return final  # saved before another process was lost, which now does so again
         copies = {
             part: {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
             for part, tensors in parts.items()
         }
         stall = time.perf_counter() - began
+        self._written.clear()
         self._thread = threading.Thread(target=self._write, args=(copies, manifest, stall), daemon=True)
         self._thread.start()
-        return self.run.checkpoint(manifest.step)
+        return final
 
     def wait(self) -> None:
         """Returns when this process has written its share of the last checkpoint."""
@@ -62,7 +67,14 @@ class Saver:
         self.check()
 
     def settle(self) -> None:
-        """Returns when the last checkpoint is there. Every process must call it."""
+        """Returns when the last checkpoint is there. Every process must call it.
+
+        A process that is lost is noticed while all meet, not by a thread that waits for its share.
+        """
+        if self._thread:
+            self._written.wait()
+        self.check()
+        self.world.barrier()
         self.wait()
         self.world.barrier()
 
@@ -76,10 +88,11 @@ class Saver:
         began, world = time.perf_counter(), self.world
         final = self.run.checkpoint(manifest.step)
         partial = final.with_name(final.name + ".partial")
-        keys = [f"saved/{manifest.step}/{rank}" for rank in range(world.size)]
+        keys = [self._key(manifest.step, rank) for rank in range(world.size)]
         try:
             written = [checkpoint.write_part(partial, part, tensors) for part, tensors in copies.items()]
             world.store.set(keys[world.rank], written)
+            self._written.set()
             if self._stream:
                 files = [file for key in keys for file in self._files(key)]
                 checkpoint.publish(partial, replace(manifest, files={name: digest for name, digest, _ in files}))
@@ -95,6 +108,12 @@ class Saver:
             self._error = SaveError(f"{world.describe()}, step {world.pulse.step}: {what}")
             with suppress(LostError):
                 world.store.set(keys[world.rank], str(self._error))
+        finally:
+            self._written.set()
+
+    @staticmethod
+    def _key(step: int, rank: int) -> str:
+        return f"saved/{step}/{rank}"
 
     def _files(self, key: str) -> list[tuple[str, str, int]]:
         """Name, SHA-256 and size of the files that a process has written; waits until it has."""

@@ -1,8 +1,10 @@
-"""How files are written: whole or not at all, or line by line, as JSON."""
+"""How files are written: whole or not at all, or line by line, as JSON; and how one that may be anything is read."""
 
 import errno
 import json
 import os
+import stat
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +21,17 @@ def write_whole(file: Path, content: bytes | str, durable: bool = False) -> None
             stream.flush()
             os.fsync(stream.fileno())
     partial.replace(file)
+
+
+def read_plain(file: Path, most: int = 1 << 24) -> bytes:
+    """The content of a file of at most so many bytes; an OSError for a pipe or a device, which might never end."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG((facts := os.fstat(descriptor)).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(file))
+        if facts.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(file))
+        return stream.read()
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,12 +67,12 @@ class Stream:
 
 
 def rewind(file: Path, step: int) -> None:
-    """Takes back what a stream says of steps after `step`, where the run resumes, and a line that was cut off."""
+    """Takes back what a stream says of steps after `step`, where the run resumes, and lines that are damaged."""
     kept = []
-    for line in file.read_text().splitlines(keepends=True):
+    for line in read_plain(file, sys.maxsize).splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:
+        except (ValueError, TypeError, LookupError, RecursionError):
             continue
-    write_whole(file, "".join(kept))
+    write_whole(file, b"".join(kept))

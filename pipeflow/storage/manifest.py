@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from .files import read_plain
 from .run_directory import MANIFEST
 
 FORMAT = 2
@@ -24,7 +25,15 @@ def _two_clocks(elapsed: dict[str, float]) -> dict[str, float]:
     return elapsed
 
 
-Count = Annotated[int, Field(ge=0)]
+def _ended(phase: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(phase.get(name), int | float) for name in ("seconds", "images_per_s")):
+        raise ValueError("a phase has taken a time")
+    return phase
+
+
+EndedPhase = Annotated[dict[str, Any], AfterValidator(_ended)]
+"""What a run says of a phase that has ended."""
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,10 @@ class Manifest:
     step: Count
     config: dict[str, Any]
     at: list[Count]
-    image: Annotated[list[Count], Field(min_length=1)]
+    image: Annotated[list[Annotated[Count, Field(gt=0)]], Field(min_length=1)]
     levels: Count
     begun: Count
-    phases: list[dict[str, Any]]
+    phases: list[EndedPhase]
     elapsed: Annotated[dict[str, float], AfterValidator(_two_clocks)]
     started: Count
     moments_of: str | None
@@ -82,12 +91,14 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint; a ValueError if there is none, it is damaged, or of another version."""
     file = checkpoint / MANIFEST
     try:
-        content = file.read_bytes()
+        content = read_plain(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint: it has no {MANIFEST}.") from error
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{file} is damaged: it is no JSON object.")
@@ -99,6 +110,10 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ValueError(f"{file} is damaged: {_sentence(error, found)}.") from error
     if manifest.levels and len(manifest.image) != 3:
         raise ValueError(f"{file} is damaged: image is {manifest.image}.")
+    if len(manifest.at) != len(manifest.files) - 1 or manifest.at != sorted({*manifest.at}):
+        raise ValueError(f"{file} is damaged: at is {manifest.at} for {len(manifest.files)} parts.")
+    if manifest.begun > manifest.step:
+        raise ValueError(f"{file} is damaged: begun is {manifest.begun}, after step {manifest.step}.")
     if checkpoint.name.startswith("step-") and checkpoint.name != f"step-{manifest.step}":
         raise ValueError(f"{file} is of step {manifest.step}, which is not what its directory is called.")
     return manifest

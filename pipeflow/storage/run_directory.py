@@ -1,5 +1,6 @@
 """The paths and stream names of a run directory, each written down once."""
 
+import os
 import re
 from pathlib import Path
 
@@ -49,6 +50,16 @@ class RunDirectory:
     def holds_run(self) -> bool:
         """Whether a run has begun here."""
         return self.settings.exists() or self.checkpoints.exists()
+
+    def check_plain(self, to_write: bool = True) -> None:
+        """A ValueError where it holds pipes or devices, which might never end, or links out of it, and is written."""
+        inside = os.path.realpath(self.path) + os.sep
+        for folder, folders, files in os.walk(self.path):
+            for path in (os.path.join(folder, name) for name in folders + files):
+                if to_write and os.path.islink(path) and not os.path.realpath(path).startswith(inside):
+                    raise ValueError(f"{path} leads out of the run directory; put what it stands for in its place.")
+                if not os.path.isfile(path) and not os.path.isdir(path) and os.path.lexists(path):
+                    raise ValueError(f"{path} is neither a file nor a directory; remove it from the run directory.")
 
     def recorded_parts(self) -> list[int]:
         """The parts that have a stream, counted from 0, in order."""

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from .files import read_plain
 from .run_directory import RunDirectory
 
 _PATIENCE_S = 5.0  # a process that was just killed may still be going
@@ -30,12 +31,14 @@ def claim(directory: Path, rank: int | None = None) -> bool:
         Whether this process has just taken the lock.
 
     Raises:
-        ValueError: another run holds it; the sentence says which process, on which host.
+        ValueError: another run holds it, and the sentence says which process, on which host; or the directory holds
+            what is neither a file nor a directory, or a link out of it.
     """
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     place, file = directory.resolve(), RunDirectory(directory).lock
     if place in _held or not directory.is_dir():
         return False
+    RunDirectory(directory).check_plain()
     until = time.monotonic() + _PATIENCE_S
     while not (_is_free(file) if rank else _lock(file, place)):
         holder = _holder(file)
@@ -63,6 +66,8 @@ def _lock(file: Path, place: Path) -> bool:
     """Takes the lock, or lets it be where nothing can be written; False while another process holds it."""
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except IsADirectoryError:
+        raise ValueError(f"{file} is a directory, but a run keeps a file there; remove it.") from None
     except OSError:
         return True
     with suppress(FileNotFoundError):
@@ -99,9 +104,9 @@ def _flock(descriptor: int, kind: int) -> bool:
 def _holder(file: Path) -> dict[str, str]:
     """What the process that holds the lock wrote into it: "pid", "host", "run"; empty while it has not."""
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_plain(file))
         return {name: str(found[name]) for name in ("pid", "host", "run")}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
 
 

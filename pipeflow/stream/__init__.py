@@ -2,7 +2,7 @@
 
 from .chain import Chain, Links, close
 from .links import Discard, Inbox, Outbox
-from .replay import ReplayOutbox, abort, with_replay
+from .replay import ReplayOutbox, abort, aborted_if_lost, with_replay
 from .upstream import upstream_links
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Outbox",
     "ReplayOutbox",
     "abort",
+    "aborted_if_lost",
     "close",
     "upstream_links",
     "with_replay",

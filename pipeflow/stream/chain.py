@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..distributed import WIRES, World
+from ..distributed import WIRES, World, overlap
 from ..flow import Event
-from .links import Discard, Inbox, LocalLink, Outbox
+from .links import Discard, DividedOutbox, Inbox, JoinedInbox, LocalLink, Outbox
 from .process_links import Border, ProcessInbox, ProcessOutbox
 
 Links = list[tuple[int, Inbox, Outbox]]
@@ -49,19 +49,27 @@ class Chain:
         return [part for part in self.world.mine if part <= last]
 
     def open_links(
-        self, head: Inbox, sizes: tuple[int, ...], count: int, last: int, done: Sequence[int] = (), wire: str = "fp32"
+        self,
+        head: Inbox,
+        sizes: tuple[int, ...],
+        count: int,
+        last: int,
+        done: Sequence[int] = (),
+        wire: str = "fp32",
+        shared: bool = True,
     ) -> Links:
         """Opens every link for `count` batches, each cut into packets, that go from part 0 to part `last`.
 
         Every process must call it. Both ends first compare what they are about to send and receive.
 
         Args:
-            head: where part 0 takes its packets from.
-            sizes: images per packet, for the packets of a batch in turn.
+            head: where part 0 takes its packets from, or its share of them.
+            sizes: images per packet of this chain, for the packets of a batch in turn.
             count: batches; may differ from chain to chain, and be 0.
             last: position of the last part that takes part.
             done: how many of the batches each part has done already, in a chain that is opened again; none by default.
             wire: how latents cross a border, a key of `WIRES`.
+            shared: the processes of a part share its packets; else the first takes them whole, and the others nothing.
 
         Returns:
             The links of the parts of this process that take part.
@@ -72,25 +80,34 @@ class Chain:
         images = " + ".join(map(str, sizes))
         what = f"{count} batches of {images} images ({wire}) to part {last + 1}, borders {self.events}"
         self.world.agree("the run", f"{what}, settings {self.digest}", by_chain=True)
-        if not count:
+        if not count or not self._share(self.world.rank, sizes[0], shared):
             return []
         done = done[: last + 1] or (0,) * (last + 1)
         # A part that is behind the others computes alone until it has caught up: what is due meanwhile is not late.
         timeout_s = self.world.config.timeout_s * (1 + max(done) - min(done))
 
-        def border(part: int, other: int, direction: str) -> Border:
+        def borders(part: int, other: int, direction: str) -> tuple[list[Border], list[list[range]]]:
+            """The ends of a border, one for each process on its other side, and which images pass there."""
             left = (count - done[max(part, other)]) * len(sizes)
-            return self.border(part, other, direction, sizes, left, timeout_s, WIRES[wire])
+            pieces = self._pieces(other, sizes, shared)
+            return [
+                self.border(part, other, direction, tuple(map(len, images)), left, timeout_s, WIRES[wire], rank)
+                for rank, images in pieces.items()
+            ], list(pieces.values())
 
         links: Links = []
         inbox: Inbox = head
         for part in self.mine(last):
             if part > 0 and self._crosses(part - 1):
-                inbox = ProcessInbox(border(part, part - 1, "from"))
+                inboxes = [ProcessInbox(border) for border in borders(part, part - 1, "from")[0]]
+                inbox = inboxes[0] if len(inboxes) == 1 else JoinedInbox(inboxes)
             outbox: Outbox = Discard()
-            if part < last:
-                local = LocalLink(WIRES[wire], len(sizes))
-                outbox = ProcessOutbox(border(part, part + 1, "to")) if self._crosses(part) else local
+            if part < last and self._crosses(part):
+                ends, pieces = borders(part, part + 1, "to")
+                outboxes = [ProcessOutbox(border) for border in ends]
+                outbox = outboxes[0] if len(outboxes) == 1 else DividedOutbox(outboxes, pieces)
+            elif part < last:
+                outbox = LocalLink(WIRES[wire], len(sizes))
             links.append((part, inbox, outbox))
             if isinstance(outbox, LocalLink):
                 inbox = outbox
@@ -105,6 +122,7 @@ class Chain:
         count: int,
         timeout_s: float | None = None,
         wire: torch.dtype = torch.float32,
+        rank: int | None = None,
     ) -> Border:
         """This process's end of the border between its part `part` and another process's part `other`.
 
@@ -115,13 +133,15 @@ class Chain:
             count: packets.
             timeout_s: how long one that is due may take; `parallel.timeout_s` by default.
             wire: dtype of latents on their way.
+            rank: of the other process; the first that holds `other` by default.
         """
-        world, before = self.world, min(part, other)
+        world = self.world
+        peer = world.owner[other] if rank is None else rank
         return Border(
-            name=f"part {part + 1} (rank {world.rank}), {direction} part {other + 1} (rank {world.owner[other]})",
-            group=world.edge(before),
-            peer=world.owner[other],
-            event=self.events[before],
+            name=f"part {part + 1} (rank {world.rank}), {direction} part {other + 1} (rank {peer})",
+            group=world.edge(peer),
+            peer=peer,
+            event=self.events[min(part, other)],
             sizes=sizes,
             packets=count,
             depth=world.config.depth,
@@ -131,6 +151,26 @@ class Chain:
             pulse=world.pulse,
             wire=wire,
         )
+
+    def _share(self, rank: int, images: int, shared: bool) -> range:
+        """Which images of a packet a process takes; see `open_links` for `shared`."""
+        if shared:
+            return self.world.grid.share(rank, images)
+        return range(images if rank in self.world.grid.owner(self.world.replica) else 0)
+
+    def _pieces(self, other: int, sizes: tuple[int, ...], shared: bool) -> dict[int, list[range]]:
+        """Rank of each process that holds part `other` → which images it takes of what this process takes of a packet.
+
+        Those that take none are left out. All are in the order of the images, in which NCCL may have to connect them:
+        an order that is the same for both sides of a border lets none wait for each other in a circle.
+        """
+        mine = [self._share(self.world.rank, size, shared) for size in sizes]
+        found: dict[int, list[range]] = {}
+        for rank in self.world.grid.holders(self.world.replica, other):
+            theirs = [self._share(rank, size, shared) for size in sizes]
+            if any(pieces := list(map(overlap, mine, theirs))):
+                found[rank] = pieces
+        return found
 
     def _crosses(self, border: int) -> bool:
         return self.world.owner[border] != self.world.owner[border + 1]

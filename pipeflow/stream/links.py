@@ -1,7 +1,9 @@
-"""How packets cross a border, as a stage sees it; and the two links that stay within a process."""
+"""How packets cross a border, as a stage sees it; the links within a process, and those made of several."""
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Sequence
+from itertools import cycle
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -75,3 +77,45 @@ class LocalLink:
     def in_flight(self) -> int:
         """Packets waiting."""
         return len(self._queue)
+
+
+class JoinedInbox(NamedTuple):
+    """Of a stage whose packets come in pieces: `inboxes`, in the order of the images."""
+
+    inboxes: Sequence[Inbox]
+
+    def recv(self) -> Packet:
+        """The next packet, put together."""
+        return Packet.joined([inbox.recv() for inbox in self.inboxes])
+
+    def close(self, early: bool = False) -> None:
+        """Closes all."""
+        for inbox in self.inboxes:
+            inbox.close(early)
+
+
+class DividedOutbox:
+    """Of a stage whose packets leave in pieces.
+
+    Args:
+        outboxes: where the pieces go.
+        pieces: for each outbox, which images of a packet it takes, of one packet after another, again and again.
+    """
+
+    def __init__(self, outboxes: Sequence[Outbox], pieces: Sequence[Sequence[range]]) -> None:
+        self._outboxes = outboxes
+        self._pieces = cycle(zip(*pieces, strict=True))
+
+    def send(self, packet: Packet) -> None:
+        """Hands every piece over; blocks while one of the links is full."""
+        for outbox, images in zip(self._outboxes, next(self._pieces), strict=True):
+            outbox.send(packet.take(images))
+
+    def close(self, early: bool = False) -> None:
+        """Closes all."""
+        for outbox in self._outboxes:
+            outbox.close(early)
+
+    def in_flight(self) -> int:
+        """Packets of which a piece has not been taken."""
+        return max(outbox.in_flight() for outbox in self._outboxes)

@@ -5,7 +5,8 @@ compute it again, since they have learned meanwhile. What they sent is all that 
 "upstream backup" in stream processing), so sending that once more gives the same bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ..errors import LostError
 from ..flow import Packet
@@ -96,3 +97,13 @@ def abort(links: Links) -> None:
         for link in (inbox, outbox):
             if isinstance(link, (ProcessInbox, ProcessOutbox, ReplayOutbox)):
                 link.abort()
+
+
+@contextmanager
+def aborted_if_lost(links: Links) -> Iterator[None]:
+    """While the block runs, a LostError gives the links up."""
+    try:
+        yield
+    except LostError:
+        abort(links)
+        raise

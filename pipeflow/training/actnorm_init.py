@@ -1,8 +1,9 @@
 """ActNorm's data-dependent start: a part starts when it first learns, from the parts before it as they are then.
 
 To start part 2 after a part 1 that has not learned would manufacture an instability. One packet of its own size goes
-down the chain; each new part starts from it, and hands on what it has become. Every replica starts from the same
-images, and takes what the first replica made of them: hosts of different make round differently.
+down the chain; each new part starts from it, and hands on what it has become. Every chain starts from the same images,
+in each part's first process; its other replicas take what the first made of them: hosts of different make round
+differently.
 """
 
 import torch
@@ -30,7 +31,7 @@ def start(state: State, learners: tuple[int, ...]) -> None:
     if weights.joined is not None:
         weights.joined.part.initialise(head.recv())
     else:
-        for position, inbox, outbox in (links := run.chain.open_links(head, (size,), 1, max(new))):
+        for position, inbox, outbox in (links := run.chain.open_links(head, (size,), 1, max(new), shared=False)):
             piece, packet = weights.slices[position], inbox.recv()
             with torch.no_grad():
                 outbox.send((piece.initialise(packet) if position in new else piece.part(packet)).sealed())

@@ -15,7 +15,7 @@ import torch
 
 from ..data import InOrder, Purpose, Space, share
 from ..model import Truncated
-from ..stream import Chain, close
+from ..stream import Chain, aborted_if_lost, close
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def evaluate(
 ) -> Ledger:
     """Scores the images with the chain; every process must call it, and gets the same ledger.
 
-    Replicas share the images, batch by batch.
+    Chains share the images, batch by batch; the processes of a part share each batch.
 
     Args:
         chain: the borders.
@@ -77,19 +77,21 @@ def evaluate(
     sums: dict[int, dict[str, torch.Tensor]] = {part: {} for part in chain.mine(last)}  # on the device: no host waits
     world = chain.world
     for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
-        index = torch.arange(first, first + count * size)
-        head = InOrder(images, index, space, seed, Purpose.EVALUATE, size, world.device)
+        mine = world.grid.share(world.rank, size)
+        index = torch.arange(first, first + count * size).view(count, size)[:, mine.start : mine.stop].flatten()
+        head = InOrder(images, index, space, seed, Purpose.EVALUATE, len(mine) or size, world.device)
         links = chain.open_links(head, (size,), count, last)
-        for _ in range(count):
-            world.pulse.beat()
-            for part, inbox, outbox in links:
-                with torch.no_grad():
-                    packet, entries = slices[part].part.ledger(inbox.recv())
-                    outbox.send(packet.sealed())
-                    entries["prior"] = slices[part].prior.log_prob(packet.z).double()
-                for entry, logp in entries.items():
-                    sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
-        close(links)
+        with aborted_if_lost(links):
+            for _ in range(count):
+                world.pulse.beat()
+                for part, inbox, outbox in links:
+                    with torch.no_grad():
+                        packet, entries = slices[part].part.ledger(inbox.recv())
+                        outbox.send(packet.sealed())
+                        entries["prior"] = slices[part].prior.log_prob(packet.z).double()
+                    for entry, logp in entries.items():
+                        sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
+            close(links)
     totals: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     read = {part: {entry: nats.item() for entry, nats in by_entry.items()} for part, by_entry in sums.items()}
     for sums_of_process in world.gather(read):

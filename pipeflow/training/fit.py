@@ -10,7 +10,7 @@ from ..data import Splits
 from ..distributed import Stop, World, deterministic_kernels, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import Maker, set_tensor_cores
-from ..storage import Saver, release
+from ..storage import Saver, read_plain, release
 from .pauses import Pauses
 from .phase import Phase
 from .prepare import come_back, prepare
@@ -101,5 +101,10 @@ def _result_of_finished(state: State) -> dict[str, Any] | None:
     file = state.run.directory.result
     if len(state.progress.ended) < len(state.run.config.phases) or not file.is_file():
         return None
-    result: dict[str, Any] = json.loads(file.read_text())
+    try:
+        result: dict[str, Any] = json.loads(read_plain(file))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is damaged: it is no JSON; remove it, and the run's end is carried out again."
+        ) from error
     return result

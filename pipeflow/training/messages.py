@@ -15,6 +15,8 @@ def opening(run: Run) -> str:
     processes = f"{grid.size} processes" if grid.size > 1 else "1 process"
     if grid.replicas > 1:
         processes = f"{grid.replicas} replicas of {grid.stages} each, {processes}"
+    elif grid.sharers:
+        processes += f", {' + '.join(map(str, grid.sharers))} of each part"
     what = "images" if isinstance(space, Pixels) else "points"
     held_out = "" if run.images.validation is None else f", {len(run.images.validation)} validation"
     name = config.flow if run.flow else str(config.family)
@@ -38,7 +40,7 @@ def phase_opening(run: Run, number: int, steps: int, done: int) -> str:
     end_to_end, config = schedule == "end_to_end", run.config
     if end_to_end and run.world.size > 1:
         lines.append(_end_to_end(run))
-    sharers = run.world.size if end_to_end else run.world.grid.replicas
+    sharers = run.world.size if end_to_end else min(run.world.grid.sharers or [run.world.grid.replicas])
     if config.cuda_graphs and (sharers > 1 or (end_to_end and config.end_to_end.engine == "fsdp")):
         lines.append("cuda_graphs does nothing in this phase: its processes wait for each other in every update")
     return "\n".join(lines)

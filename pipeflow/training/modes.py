@@ -38,7 +38,7 @@ class Mode(ABC):
         names: of all stages of the run, by position, as metrics call them.
         keeps_record: whether this process writes the metrics of its stages.
         waits_for_others: whether processes average gradients within a tick.
-        sharers: processes, or chains of them, that share every batch.
+        sharers: processes, or chains of them, that share every batch with this one.
         draws: whether this process draws images.
         stages: position → stage of this process; empty before `enter`.
     """
@@ -99,8 +99,8 @@ class ByParts(Mode):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
         self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
-        self.keeps_record = self.world.replica == 0  # replicas are equal
-        self.sharers = self.world.grid.replicas
+        self.keeps_record = self.world.rank == self.world.peers[0]  # replicas are equal
+        self.sharers = len(self.world.peers)
         self.waits_for_others = self.sharers > 1
 
     def enter(self) -> None:
@@ -108,10 +108,22 @@ class ByParts(Mode):
         self.stages = {part: self._stage(part) for part in self.world.mine}
 
     def links(self, segment: Segment, done: Sequence[int]) -> Links:
-        run, sizes = self.state.run, self.sizes
-        head = MicroBatches(self._batches(segment.start + done[0], self.world.replica), sizes)
+        run, world = self.state.run, self.world
+        place = world.peers.index(world.rank)
+        head = MicroBatches(self._batches(segment.start + done[0], place), self.sizes)
         last, wire = max(segment.learners), run.config.parallel.wire
-        return run.chain.open_links(head, sizes, segment.steps, last, done, wire)
+        return run.chain.open_links(head, self._packets, segment.steps, last, done, wire)
+
+    @property
+    def _packets(self) -> tuple[int, ...]:
+        """Images per packet of a chain, for the packets of its batch in turn."""
+        config, grid = self.state.run.config, self.world.grid
+        units = packet_sizes(config.data.batch // (grid.replicas * grid.unit), config.parallel.packets)
+        return tuple(grid.unit * count for count in units)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(self.world.grid.share(self.world.rank, images)) for images in self._packets)
 
     def _stage(self, part: int) -> BaseStage:
         stage = self.builder.stage(self.state.weights.slices[part], part, self.sizes)

@@ -28,7 +28,9 @@ class Pauses:
 
     def evaluate(self) -> None:
         """On the validation split, or without one on the test split: the parts that have started to learn."""
-        self._evaluated = self._state.progress.step, self._score(*self._state.run.images.evaluated())
+        step, (split, images) = self._state.progress.step, self._state.run.images.evaluated()
+        again = self._evaluated is not None and self._evaluated[0] == step  # with a process that was lost meanwhile
+        self._evaluated = step, self._score(split, images, silent=again)
 
     def ledger(self) -> Ledger:
         """The evaluation of this step, made now if there is none."""
@@ -42,18 +44,19 @@ class Pauses:
         images = self._state.run.images
         return self.ledger() if images.validation is None else self._score("test", images.test)
 
-    def _score(self, split: Split, images: Images) -> Ledger:
+    def _score(self, split: Split, images: Images, silent: bool = False) -> Ledger:
         run, slices, last = self._state.run, self._state.weights.slices, max(self._state.progress.learned)
         ledger = evaluate(run.chain, slices, images, run.space, run.config.seed, run.packet_images, last)
-        self._record.evaluated(ledger, split)
+        if not silent:
+            self._record.evaluated(ledger, split)
         return ledger
 
     def save(self) -> None:
-        """Begins a checkpoint of this step; the first replica's weights, since all are equal."""
+        """Begins a checkpoint of this step; the first replicas' weights, since all are equal."""
         world, weights = self._state.run.world, self._state.weights
         step = self._state.progress.step
         bits = self._evaluated[1].bits_per_dim if self._evaluated and self._evaluated[0] == step else None
-        parts = {part: weights.part_state(part) for part in world.mine if world.replica == 0}
+        parts = {part: weights.part_state(part) for part in world.mine if world.rank == world.peers[0]}
         self._saver.save(parts, self._state.manifest(bits))
         if world.config.rejoin_s:
             self._saver.settle()  # a process that is lost after this point must not owe its share of a checkpoint

@@ -55,23 +55,13 @@ class Phase:
         for segment in self.segments:
             watch.lap()
             start(self.state, segment.learners)
-            stopped = self.train(segment, pauses)
-            self.mode.collect()
-            watch.lap(training=True)
-            step = self.progress.step
-            if step == self.end:
+            recovery = choose_recovery(self.state, self.number, segment)
+            stopped = recovery.train(lambda: self.train(segment, recovery, pauses, watch))  # noqa: B023 - called here
+            if self.progress.step == self.end:
                 break
-            if step in self.evaluations and not stopped:
-                pauses.evaluate()
-            if step in self.saves or stopped:
-                watch.lap()
-                pauses.save()
-            if step in self.evaluations and stopped:  # there may be little time left: what must not be lost comes first
-                pauses.evaluate()
             if stopped:
-                raise StopRequested(step, self.stop.cause())
+                raise StopRequested(self.progress.step, self.stop.cause())
         self.monitor.close()
-        pauses.evaluate()
         watch.lap()
 
     def enter(self) -> None:
@@ -87,10 +77,22 @@ class Phase:
         self.monitor = Monitor(self.state, self.mode, self.number, self.begin, self.end - self.begin)
         self.stop = Stop(self.world)
 
-    def train(self, segment: Segment, pauses: Pauses) -> bool:
-        """Trains one segment, again after a lost process has rejoined; True if the run was asked to stop in it."""
-        recovery = choose_recovery(self.state, self.number, segment)
-        return recovery.train(lambda: self._loop(segment, recovery, pauses))
+    def train(self, segment: Segment, recovery: NoRecovery, pauses: Pauses, watch: Stopwatch) -> bool:
+        """Trains what is left of a segment, evaluates and saves after it; True if the run was asked to stop in it."""
+        stopped = self._loop(segment, recovery, pauses)
+        self.mode.collect()
+        watch.lap(training=True)
+        step = self.progress.step
+        if step == self.end or (step in self.evaluations and not stopped):
+            pauses.evaluate()
+        if step == self.end:
+            return stopped
+        if step in self.saves or stopped:
+            watch.lap()
+            pauses.save()
+        if step in self.evaluations and stopped:  # there may be little time left: what must not be lost comes first
+            pauses.evaluate()
+        return stopped
 
     def _loop(self, segment: Segment, recovery: NoRecovery, pauses: Pauses) -> bool:
         """What is left of a segment, batch by batch, through every stage of this process that takes part."""

@@ -144,7 +144,7 @@ class Record:
             "phases": self.progress.ended,
             **{name: [rank[name] for rank in ranks] for name in ranks[0]},
             "processes": world.size,
-            "replicas": world.grid.replicas,
+            "replicas": list(world.grid.sharers) or world.grid.replicas,
             "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.machine(),
             "torch": torch.__version__,
             "python": platform.python_version(),

@@ -64,6 +64,8 @@ def restore(state: State, source: Path) -> list[str]:
     """
     run, weights, progress = state.run, state.weights, state.progress
     manifest = checkpoint.read_manifest(source)
+    if (tuple(manifest.image), manifest.levels) != (tuple(run.space.shape), run.space.levels):
+        raise ValueError(f"{source} is of data of shape {manifest.image} with {manifest.levels} levels, not of these.")
     located = checkpoint.locate_tensors(source, manifest)
     same_phases = _check_past(run.config, manifest, source)
     check_own(run.script_hashes, manifest, source)

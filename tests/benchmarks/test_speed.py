@@ -9,6 +9,7 @@ import pytest
 from benchmarks.lib import results
 from benchmarks.lib.namespaces import why_not
 from benchmarks.lib.torchrun import ROOT
+from benchmarks.robustness.long_run import is_flat
 from benchmarks.speed.replicas import ENGINES
 from tests.benchmarks.quick_runs import quick
 
@@ -106,6 +107,16 @@ def test_memory_has_a_figure_for_every_process(tmp_path):
         assert one["worst_bytes"] == max(one["training_bytes"])
 
 
+def test_a_long_run_does_not_grow(tmp_path):
+    found = quick("robustness.long_run", tmp_path)
+    assert found["flat"] and is_flat(found) and found["bytes_per_packet"]["metrics"] > 0
+    assert list(found["processes"]) == ["torchrun", "rank 0", "rank 1", "rank 2"]
+    for of in found["processes"].values():
+        assert all(0 < figures["early"] <= figures["most"] for figures in of.values())
+    found["processes"]["rank 1"]["open_files"]["late"] += 1
+    assert not is_flat(found)
+
+
 # --- grids of processes
 
 
@@ -139,6 +150,15 @@ def test_the_bytes_can_be_measured_from_any_directory_at_the_promised_path(tmp_p
 def test_what_faults_and_checkpoints_cost(module, tmp_path):
     found = quick(f"robustness.{module}", tmp_path)
     assert found["config"]["processes"] == 3
+
+
+@pytest.mark.slow
+def test_what_is_kept_of_a_run_that_is_killed_again_and_again(tmp_path):
+    found = quick("robustness.goodput", tmp_path)
+    for mode in ("rejoin", "all"):
+        row = found["modes"][mode]
+        assert row["same_bits"] and row["failures"] >= 1 and 0 < row["goodput"] < 1
+        assert all(outage["seconds"] > 0 and outage["ranks"] for outage in row["outages"])
 
 
 def test_a_plan_is_compared_with_its_run(tmp_path):

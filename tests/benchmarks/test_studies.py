@@ -217,3 +217,19 @@ def test_a_rest_is_trained_after_every_kind_of_frozen_part(tmp_path):
     found = {(line["source"], line["what"]) for line in lines}
     assert found == {(source, what) for source in SOURCES for what in ("itself", "rest from scratch after 4")}
     assert all(2 < line["validation"] < 5 and line["hardware"] for line in lines)
+
+
+@pytest.mark.slow
+def test_a_part_learns_what_the_head_before_it_learns_where_both_start_alike_and_are_as_large(tmp_path):
+    arms = ["end to end", "heads 1 × half", "2 × full, like the model", "heads 2 × full, averages sent, copied at 2/3"]
+    out, table = tmp_path / "inputs.jsonl", tmp_path / "inputs.json"
+    words = ("--steps", "9", "--seeds", "1", "--parts", "4", "--out", out, "--arms", *arms)
+    run("-m", "benchmarks.learning.moving_inputs", *words)
+    run("-m", "benchmarks.learning.moving_inputs", *words)
+    run("-m", "benchmarks.learning.moving_inputs", "--table", out, "--json", table)
+    lines = json.loads(table.read_text())["runs"]
+    assert [line["arm"] for line in lines] == arms, "nothing is done twice"
+    _, random, like, copied = (line["validation_of_parts"] for line in lines)
+    assert abs(random[0] - random[1]) > 1e-2
+    assert abs(like[0] - like[1]) < 1e-3
+    assert abs(copied[0] - copied[1]) < 1e-2

@@ -194,6 +194,31 @@ RANGES = {
     "parallel.rejoin_s": (["--parallel.rejoin_s", "-1"], ["parallel.rejoin_s is -1", "not negative"]),
     "parallel.timeout_s": (["--parallel.timeout_s", "0"], ["parallel.timeout_s is 0", "positive"]),
     "parallel.replicas": (["--parallel.replicas", "0"], ["parallel.replicas is 0", "at least 1"]),
+    "a part without a process": (["--parallel.replicas", "[2, 0, 1]"], ["parallel.replicas holds 0", "at least 1"]),
+    "replicas of two of three parts": (
+        ["--parallel.replicas", "[2, 1]"],
+        ["parallel.replicas lists 2 numbers for 3 parts", "one for each part"],
+    ),
+    "replicas that are too many for one process": (
+        ["--parallel.replicas", "[2, 1, 1]"],
+        ["parallel.replicas is [2, 1, 1], which takes 4 processes", "there is 1", "start 4"],
+    ),
+    "replicas that cannot share a batch": (
+        ["--parallel.replicas", "[5, 1, 1]"],
+        ["parallel.replicas is [5, 1, 1]", "a batch of 16 images", "nearest that they can is 15"],
+    ),
+    "replicas that cannot share a packet": (
+        ["--parallel.replicas", "[2, 1, 1]", "--parallel.micro_batches", "9"],
+        ["parallel.replicas is [2, 1, 1]", "micro_batches 9", "at most 8 packets"],
+    ),
+    "unequal replicas in a pipeline": (
+        [*phases(phase("end_to_end")), "--parallel.replicas", "[2, 1, 1]", "--end_to_end.engine", "pipeline"],
+        ["parallel.replicas is [2, 1, 1]", "a pipeline", "ddp or fsdp"],
+    ),
+    "unequal replicas of equal parts": (
+        ["--parallel.replicas", "[2, 1, 1]", "--cut.scheme", "balanced"],
+        ["parallel.replicas is [2, 1, 1]", "cut.scheme balanced", "equal replicas"],
+    ),
     "eval_every": (["--eval_every", "0"], ["eval_every is 0", "positive"]),
     "max_bad_steps": (["--max_bad_steps", "0"], ["max_bad_steps is 0", "at least 1"]),
     "lr 0": (phases(phase(lr=0)), ["lr is 0", "phase 1", "positive"]),

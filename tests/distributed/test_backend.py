@@ -59,6 +59,8 @@ SHARED = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
         ("nccl", CUDA, SHARED, (2, 30), OWN_GPU),
         ("nccl", CUDA, {**SHARED, "NCCL_MULTI_RANK_GPU_ENABLE": "1"}, (2, 29, 7), OWN_GPU),
         ("nccl", CUDA, {**SHARED, "NCCL_MULTI_RANK_GPU_ENABLE": "1"}, (2, 30, 7), "nccl"),
+        ("nccl", CUDA, {"LOCAL_RANK": "0", "REJOIN": "1"}, (2, 27), "rejoin_s needs links that can be opened again"),
+        ("auto", CUDA, {"LOCAL_RANK": "0", "REJOIN": "1"}, (2, 27), "gloo"),
         ("auto", CUDA, {}, (2, 30), "LOCAL_RANK is not set; start the processes with torchrun"),
         ("nccl", CUDA, {}, (2, 30), "LOCAL_RANK is not set; start the processes with torchrun"),
     ],
@@ -70,7 +72,7 @@ def test_the_backend_of_a_process_on_a_host_with_one_gpu(backend, device, enviro
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda.nccl, "version", lambda: nccl)
-    config = ParallelConfig(backend=backend)
+    config = ParallelConfig(backend=backend, rejoin_s=float("REJOIN" in environment))
     if expected in ("gloo", "nccl"):
         assert choose_backend(config, device) == expected
     else:

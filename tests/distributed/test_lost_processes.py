@@ -80,7 +80,7 @@ class Clock:
         self.world = World(config, 3, "cpu", size=3)
         self.suspicion = Suspicion(self.world)
 
-    def until(self, seconds, *signs):
+    def until(self, seconds, *signs, patience=0):
         """What is suspected, if anything, while these signs (step, beats, waits for) come with every heartbeat."""
         while self.now < seconds:
             self.now += 1
@@ -88,7 +88,7 @@ class Clock:
             for rank, (step, beats, waits_for) in enumerate(signs):
                 beats = beats(self.now) if callable(beats) else beats
                 self.world.store.set(f"alive/{rank}", SignOfLife(self.heartbeats, step, beats, waits_for))
-            if fault := self.suspicion.look():
+            if fault := self.suspicion.look(patience):
                 return fault
         return ""
 
@@ -112,6 +112,15 @@ def test_a_collective_that_nobody_leaves_is_noticed(monkeypatch):
 )
 def test_nobody_is_suspected_where_one_process_is_not_stuck(monkeypatch, other):
     assert Clock(monkeypatch).until(60, WAITS, other, WAITS) == ""
+
+
+def test_where_a_lost_process_may_come_back_it_is_waited_for_and_not_for_ever(monkeypatch):
+    clock = Clock(monkeypatch)
+    clock.until(2, WAITS, (6, 3, None), WAITS)
+    silent = SignOfLife(1, 6, 3, None)
+    monkeypatch.setattr(suspicion, "last_sign", lambda store, rank: silent if rank == 1 else None)
+    assert clock.until(35, patience=30) == ""
+    assert "part 2 (rank 1), last heard of at step 6: no sign of life" in clock.until(60, patience=30)
 
 
 def test_a_process_that_has_ended_well_leaves_no_suspicion(monkeypatch):

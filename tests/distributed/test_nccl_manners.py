@@ -72,6 +72,14 @@ def test_two_replicas_of_two_processes_are_one_process_within_float_tolerance(on
     assert bits_per_dim(tmp_path / "run") == pytest.approx(bits_per_dim(one / "two"), abs=1e-4)
 
 
+@both_backends
+def test_unequal_replicas_are_one_process_within_float_tolerance(one, tmp_path, eager):
+    """Processes that send to two, and receive from two, connect in the order of the images."""
+    config = small_config(tmp_path / "run", PHASES, parallel=ParallelConfig(replicas=[2, 3, 1], micro_batches=2))
+    in_processes(6, with_manners, eager, fit_in, config, directory=tmp_path / "meet", timeout_s=100)
+    assert bits_per_dim(tmp_path / "run") == pytest.approx(bits_per_dim(one / "three"), abs=1e-4)
+
+
 # --- one link --------------------------------------------------------------------------------------------------------
 
 TIMEOUT_S = 1.0

@@ -114,6 +114,32 @@ def test_a_host_that_is_killed_is_named_and_two_replicas_go_on(one, hosts, tmp_p
     assert figure(second.run) == pytest.approx(figure(one), abs=5e-3)
 
 
+def test_without_the_host_of_the_store_the_other_ends_and_says_so(one, hosts, tmp_path):
+    first = Run(hosts, tmp_path, "first", *CHAIN)
+    first.until_saved(20)
+    subprocess.run(["kill", "-9", str(first.agents[0].pid), *map(str, first.workers(0))], check=True)
+    first.until(lambda: not first.workers(1), seconds=60)
+    assert first.line(1).startswith("pipeflow: part 3 (rank 1), step ") and "\n" not in first.line(1), first.said(1)
+    first.agents[1].kill()
+    first.agents[1].wait()
+    second = Run(hosts, tmp_path, "second", *CHAIN, "--resume", "auto")
+    second.completes()
+    assert figure(second.run) == pytest.approx(figure(one), abs=1e-3)
+
+
+def test_a_flapping_cable_changes_no_bit_of_a_chain(one, hosts, tmp_path):
+    flapping = Run(hosts, tmp_path, "flapping", *CHAIN, "--parallel.heartbeat_s", "1.5")
+    for step in (20, 40, 60):
+        flapping.until_saved(step)
+        for state in ("down", "up"):  # TCP tries again after 0.2, 0.6, 1.4 s
+            subprocess.run(["ip", "-n", hosts[1].namespace, "link", "set", hosts[1].device, state], check=True)
+            time.sleep(1)
+    flapping.completes()
+    for name in ("step-20", "step-300"):
+        expected, found = (checkpoint.load(run / "checkpoints" / name)[0] for run in (one, flapping.run))
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
 def test_a_cable_that_is_cut_is_noticed_at_both_ends_and_one_chain_goes_on(one, hosts, tmp_path):
     first = Run(hosts, tmp_path, "first", *REPLICAS)
     first.until_saved(20)

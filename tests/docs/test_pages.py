@@ -159,6 +159,17 @@ def test_tests_that_are_named_exist(words):
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+def test_every_promise_names_a_test_that_exists():
+    promises = TEXTS["docs/fault-tolerance.md"].split("|---|---|\n")[1].split("\n\n")[0].splitlines()
+    assert len(promises) > 15
+    for promise in promises:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", promise)
+        assert tests and promise.count("::") == len(tests), promise
+        for file, name in tests:
+            functions = [n.name for n in ast.parse((ROOT / file).read_text()).body if isinstance(n, ast.FunctionDef)]
+            assert name in functions, f"{file} has no {name}"
+
+
 @named("local.sh", "agents.sh", "sbatch")
 def test_launch_files_that_are_named_exist(words):
     assert (ROOT / next(word for word in words if word.startswith("launch/"))).is_file()

@@ -1,6 +1,7 @@
 """The shape of the package: who may import whom, where transport is, where the gradient wall is."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def package_of(module):
 def test_every_module_has_a_home():
     found = {path.split("/")[0].removesuffix(".py") for path in FILES}
     assert found == {*MAY_IMPORT, *TOP, "__init__"}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_front_door_offers_what_is_there(package):
+    front = importlib.import_module(f"pipeflow.{package}")
+    assert not [name for name in getattr(front, "__all__", ()) if not hasattr(front, name)]
 
 
 @every_file

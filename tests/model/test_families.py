@@ -13,6 +13,7 @@ from pipeflow.data import Pixels, Purpose
 from pipeflow.flow import FlowPrior, Packet
 from pipeflow.model import (
     CutConfig,
+    HeadConfig,
     bits_per_dim,
     build,
     family_caution,
@@ -98,6 +99,15 @@ def test_a_head_standardises_and_inverts(pieces):
     z = torch.randn(2, *prior.event, dtype=torch.float64)
     assert isinstance(prior, FlowPrior) and not torch.allclose(prior.standardise(z), z)
     torch.testing.assert_close(prior.unstandardise(prior.standardise(z)), z, rtol=0, atol=1e-9)
+
+
+def test_a_head_can_begin_as_the_model_goes_on(flow, tmp_path):
+    for start in ("model", "random"):
+        cut = dataclasses.replace(HEADS, head=HeadConfig(hidden=8, start=start))
+        config = dataclasses.replace(config_in(tmp_path, flow), cut=cut)
+        first, second, _ = build(config.model, Pixels(IMAGE))[0].values()
+        mine, theirs = first.prior.chain()[0].state_dict(), second.part.chain()[0][1].state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine) == (start == "model")
 
 
 def test_initial_weights_depend_on_the_seed_only(flow, tmp_path):

@@ -39,9 +39,9 @@ def slices(at=(2, 8, 10), **head):
     return list(build(settings(at, **head), Space())[0].values())
 
 
-@pytest.fixture
-def prior(perturb):
-    return perturb(slices()[0].prior).double()
+@pytest.fixture(params=["random", "model"])
+def prior(perturb, request):
+    return perturb(slices(start=request.param)[0].prior).double()
 
 
 # --- what a head is
@@ -83,6 +83,40 @@ def test_its_weights_depend_on_seed_and_border_alone():
     assert names and all(torch.equal(first[name], again[name]) for name in names)
 
 
+@pytest.mark.parametrize("hidden", [3, 8, 12])
+@pytest.mark.parametrize("conv1x1", ["lu", "plain"])
+def test_a_head_can_begin_as_what_it_stands_for(conv1x1, hidden):
+    """At their initial weights additive couplings do nothing, so head and model turn the channels in the same way."""
+    glow = dataclasses.replace(GLOW, coupling="additive", conv1x1=conv1x1)
+    like, random = (
+        dataclasses.replace(settings((2,), hidden=hidden, start=start), family=glow) for start in ("model", "random")
+    )
+    part, following = build(like, Space())[0].values()
+    z = torch.randn(5, *part.part.event_out)
+    packet, left = following.part.encode(Packet(z, torch.zeros(5)))
+    expected = torch.cat([eps.flatten(1) for eps in (*left.values(), packet.z)], 1).view(z.shape)
+    torch.testing.assert_close(part.prior.standardise(z), expected, rtol=0, atol=1e-4)
+    other = build(random, Space())[0][0].prior
+    assert not torch.allclose(other.standardise(z), expected, atol=1e-2)
+    firsts = part.prior.chain()[0], following.part.chain()[0][1], other.chain()[0]
+    own, model, drawn = (step.coupling.network[2].weight for step in firsts)
+    assert torch.equal(own[:8, :8], model[:hidden, :hidden])
+    assert torch.equal(own[8:], drawn[8:])
+
+
+def test_a_head_as_large_as_the_rest_learns_what_the_next_part_learns(tmp_path):
+    """Both begin alike and see the same latents, so that a part hands on what the next part knows how to use."""
+    cut = CutConfig("explicit", 2, [1], "flow", HeadConfig(steps=3, hidden=8, start="model"))
+    glow = GlowConfig(levels=2, steps=3, hidden=8)
+    fit(small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=6, lr=1e-2)], glow=glow, cut=cut))
+    found = tensors(tmp_path / "run", 6)
+    heads = {name: tensor for name, tensor in found.items() if name.startswith("provisional.1.steps.")}
+    assert len(heads) > 20
+    for name, tensor in heads.items():
+        number, rest = name.removeprefix("provisional.1.steps.").split(".", 1)
+        torch.testing.assert_close(tensor, found[f"steps.{int(number) + 2}.{rest}"], rtol=0, atol=1e-5)
+
+
 # --- it is a density
 
 
@@ -121,7 +155,7 @@ def test_gradients_reach_part_and_head_and_no_neighbours(perturb):
 
 # --- runs with heads
 
-CUT = CutConfig("explicit", 3, [1, 4], "flow")
+CUT = CutConfig("explicit", 3, [1, 4], "flow", HeadConfig(start="model"))
 PHASES = [
     PhaseConfig("simultaneous", steps=5, lr=2e-3, clip=0.5),
     PhaseConfig("alternate", steps=6, turn_steps=1, lr=2e-3),
@@ -183,7 +217,7 @@ def test_the_flow_that_stops_behind_a_part_is_a_valid_one(runs):
 
 def test_cut_anew_new_heads_start_from_data(runs, tmp_path, capsys):
     """A head whose border is gone is named, and so is one that is new; that one is started like any ActNorm."""
-    cut = CutConfig("explicit", 3, [1, 3], "flow")
+    cut = dataclasses.replace(CUT, at=[1, 3])
     config = dataclasses.replace(config_in(tmp_path / "run"), cut=cut, phases=[PhaseConfig("simultaneous", steps=2)])
     fit(config, resume=runs[1] / "checkpoints" / "step-11")
     said = capsys.readouterr().out

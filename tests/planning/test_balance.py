@@ -1,6 +1,6 @@
 """Balanced cuts against all cuts there are, and the measurement that they come from."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, check_cut, glow_steps, scheme_cut
 from pipeflow.planning import Profile, balanced_cut, measure_steps
 from pipeflow.planning.balance import smallest_maximum
+from pipeflow.planning.replicas import best_replicas
 from pipeflow.planning.run_profile import flow_step_groups
 
 
@@ -28,6 +29,24 @@ def test_no_cut_is_better(size):
             at = smallest_maximum(costs, parts)
             assert len(at) == parts - 1 and at in cuts
             assert largest(costs, at) == min(largest(costs, cut) for cut in cuts)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 1.5])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_no_replicas_are_better(parts, averaging):
+    generator = torch.Generator().manual_seed(parts)
+    for devices in range(parts, 9):
+        costs = torch.randint(1, 30, (parts,), generator=generator).double().tolist()
+
+        def seconds(part, count, costs=costs):
+            return costs[part] / count + averaging * (count > 1)
+
+        def slowest(counts):
+            return max(seconds(*each) for each in enumerate(counts))
+
+        every = [counts for counts in product([1, 2, 3, 4, 6], repeat=parts) if sum(counts) <= devices]
+        found = best_replicas(seconds, parts, 12, devices)
+        assert found in every and slowest(found) == min(map(slowest, every))
 
 
 @pytest.mark.parametrize("size", range(2, 8))

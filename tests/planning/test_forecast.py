@@ -109,6 +109,20 @@ def test_by_parts_goes_at_the_pace_of_the_slowest_link_where_that_is_slower():
     assert (found.seconds, found.bound) == (80, "border 1")
 
 
+def test_a_part_with_replicas_of_its_own_takes_as_long_as_its_share():
+    found = by_parts(SMALL, (1, 2), 12, Link(8 * ring_bytes(500, 2) / 20), replicas=(1, 2, 1))
+    busy = [12 + 12 * 0.5 + 24 + 12 * 0.5 + 3, 2 * 6 + 4 * 6 + 1, 12 + 12 + 12 + 1]
+    assert (found.seconds, found.bound, found.devices, found.replicas) == (51, "part 1", 4, (1, 2, 1))
+    assert busy[0] == 51 and found.idle == pytest.approx(1 - (51 + 2 * 37 + 37) / (4 * 51))
+    assert found.sent_bytes == 6 * 20 + ring_bytes(500, 2), "a replica of part 2 sends its half of each packet"
+    light = profile([flat(1, 2), flat(2, 4), flat(1, 1)], sent=[10, 20, 10])
+    slow = by_parts(light, (1, 2), 12, Link(8 * 12 * 20 / 60), replicas=(2, 2, 1))
+    assert (slow.bound, slow.seconds) == ("border 2", 60), "part 3 takes a whole packet through one link"
+    alone, shared = (part_memory(SMALL, (1, 2), 12, counts) for counts in (1, (1, 2, 1)))
+    assert shared[1] == part_memory(SMALL, (1, 2), 6)[1] + 4 * 500 and shared[::2] == alone[::2]
+    assert [way.devices for way in compare(SMALL, (1, 2), 12, FAST, (1, 2, 1))] == [1, 4, 4], "no 4 stages of 3 steps"
+
+
 def test_replicas_share_the_batch_and_average_the_gradients_of_their_part():
     link = Link(8 * ring_bytes(2000, 2) / 50)
     found = by_parts(SMALL, (1, 2), 10, link, replicas=2)

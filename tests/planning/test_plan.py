@@ -161,6 +161,24 @@ def test_hosts_show_who_sits_where(capsys):
     assert plan["parts"][0]["sent_shape"][0] == 16  # a replica's share of 48 images
 
 
+def test_unequal_replicas_are_planned_and_the_best_are_told(capsys):
+    hosts = ["--hosts", "2", "--gpus-per-host", "2", "--parallel.replicas", "[2, 1, 1]"]
+    assert main(["--run_dir", "run", *SMALL, *JOINED, *PHASES, *hosts]) == 0
+    out, plan = capsys.readouterr().out, found_here()
+    assert "2 hosts × 2 GPUs = 2 + 1 + 1 replicas of each part" in out
+    assert re.search(r"^1 +0:0 rank 0 → +1:0 rank 2 +1:1 rank 3$\n^2 +0:1 rank 1 → +– +–$", out, re.MULTILINE)
+    assert [part["sent_shape"] and part["sent_shape"][0] for part in plan["parts"]] == [24, 48, None]
+    assert [way["devices"] for way in plan["ways"]] == [1, 4, 4, 4]
+    assert plan["ways"][1]["replicas"] == [2, 1, 1] and "4 devices" in plan["phases"][0]["seconds"]
+    best = [[way for way in ways if way["way"] == "replicas"] for ways in plan["best"]]
+    assert [len(ways) for ways in best] == [0, 0, 1, 1, 1, 1] and best[2][0]["replicas"] == [1, 1, 1]
+    assert max(map(len, out.splitlines())) <= 120
+    for (way,) in best[2:]:
+        assert re.search(
+            rf" {' [+] '.join(map(str, way['replicas']))} +{rate(way['images_per_s'])}$", out, re.MULTILINE
+        )
+
+
 FOUR = ["--cut.scheme", "explicit", "--cut.parts", "4"]
 
 

@@ -54,7 +54,8 @@ def save(run, parts, *steps, keep=100, scores=None):
     """Checkpoints of the same tensors, one after another."""
     saver = Saver(World(ParallelConfig(), len(parts), "cpu"), run, CheckpointConfig(keep=keep), 10**9)
     for step in steps:
-        directory = saver.save(parts, manifest_of(step, test_bits_per_dim=(scores or {}).get(step)))
+        borders = [1, 3] if len(parts) == 3 else list(range(1, len(parts)))
+        directory = saver.save(parts, manifest_of(step, at=borders, test_bits_per_dim=(scores or {}).get(step)))
         saver.settle()
     return directory
 

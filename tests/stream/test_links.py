@@ -85,7 +85,7 @@ def test_no_payload_travels_backward(tmp_path, schedule):
 def border(world: World, rank: int, packets: int, event: tuple[int, ...] = (64, 16, 16), batch: int = 8) -> Border:
     return Border(
         f"rank {rank}",
-        world.edge(0),
+        world.edge(1 - rank),
         1 - rank,
         event,
         (batch,),

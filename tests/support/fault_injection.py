@@ -59,7 +59,14 @@ class Ended(NamedTuple):
 
 
 def run(
-    size: int, words: list[str], directory: Path, fault: Fault | None = None, comes_back: bool = False, **scene: int
+    size: int,
+    words: list[str],
+    directory: Path,
+    fault: Fault | None = None,
+    comes_back: bool = False,
+    loses_the_store: bool = False,
+    wakes_up: bool = False,
+    **scene: int,
 ) -> Ended:
     """Starts `pipeflow.train` in `size` processes and waits for all of them to end.
 
@@ -71,13 +78,16 @@ def run(
         directory: an empty one, for the processes to meet and to write their output to.
         fault: called in every process before it begins, to prepare what happens at the scene.
         comes_back: a process that fails is started again, twice at most, without the fault, as by an agent of its own.
+        loses_the_store: the store where the processes meet is gone once the fault was there.
+        wakes_up: a process that was stopped will be woken, and is left alone.
         scene: rank, target and step.
 
     Raises:
         AssertionError: a process hung for two minutes.
     """
     directory.mkdir(parents=True)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store: TCPStore | None = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert store
     arguments = (size, store.port, words, directory, fault, scene)
     processes = [CONTEXT.Process(target=_enter, args=(rank, *arguments)) for rank in range(size)]
     again: list[int] = []
@@ -93,11 +103,13 @@ def run(
                 processes[rank].start()
         if not (left := [process for process in processes if process.is_alive()]):
             break
-        if len(left) == 1 and _stopped(left[0].pid):
+        if len(left) == 1 and not wakes_up and _stopped(left[0].pid):
             left[0].kill()
         time.sleep(0.02)
         if not (directory / "fired").exists():
             began = time.monotonic()
+        elif loses_the_store:
+            store = None
     seconds = time.monotonic() - began
     hung = [rank for rank, process in enumerate(processes) if process.is_alive()]
     for process in processes:

@@ -37,21 +37,13 @@ PHASES = [
     {"schedule": "end_to_end", "steps": 10, "clip": 1.0, "warmup_steps": 4},
 ]
 HEARTBEAT_S, TIMEOUT_S = 0.5, 4.0
+SMALL = [
+    *("--device", "cpu", "--glow.levels", "2", "--glow.steps", "3", "--glow.hidden", "8"),
+    *("--glow.top_prior", "learned", "--data.batch", "12", "--data.init_batch", "32"),
+    *("--cut.provisional_prior", "learned"),
+]
 WORDS = [
-    *(
-        "--device",
-        "cpu",
-        "--glow.levels",
-        "2",
-        "--glow.steps",
-        "3",
-        "--glow.hidden",
-        "8",
-        "--glow.top_prior",
-        "learned",
-    ),
-    *("--data.batch", "12", "--data.init_batch", "32", "--cut.provisional_prior", "learned"),
-    *("--phases", json.dumps(PHASES), "--eval_every", str(7 / 125), "--checkpoint.every", "5"),
+    *(*SMALL, "--phases", json.dumps(PHASES), "--eval_every", str(7 / 125), "--checkpoint.every", "5"),
     *("--parallel.heartbeat_s", str(HEARTBEAT_S), "--parallel.timeout_s", str(TIMEOUT_S)),
 ]
 # Seconds from the fault to the end of the last process. At once: the system says so. Silent: five heartbeats are
@@ -236,6 +228,11 @@ CASES = {
     "killed, a pipeline's head of replica 2": piped(dies(4, kill, 39, 2, within_s=SILENT)),
     "hanging, simultaneous, tail of replica 2": dies(4, hang, 8, 3, within_s=HANGS),
     "SIGTERM, alternate, a head that does not learn": stops(4, terminate, 20, 2),
+    # three processes share part 1 (ranks 0 to 2), one has part 2, two share part 3
+    "killed, simultaneous, a replica of part 1": dies(6, kill, 8, 1, within_s=SILENT),
+    "killed, alternate, a learning replica of part 3": dies(6, kill, 20, 5, within_s=SILENT),
+    "killed, end to end, between unequal replicas": dies(6, kill, 39, 3, within_s=SILENT),
+    "SIGTERM, alternate, a replica of the head that does not learn": stops(6, terminate, 17, 2),
     "losses that are not finite, in replica 2 alone": raises(
         4, bad_losses, 2, 2, r"part 1 \(rank [02]\) stops at step 11: "
     ),
@@ -244,7 +241,8 @@ CASES = {
 
 def spread(size: int, engine: str) -> list[str]:
     """Words for as many processes as are no chain of three parts, and for an engine."""
-    return ["--end_to_end.engine", engine, *(["--parallel.replicas", "2"] if size > 3 else [])]
+    replicas = {4: ["--parallel.replicas", "2"], 6: ["--parallel.replicas", "[3, 1, 2]"]}
+    return ["--end_to_end.engine", engine, *replicas.get(size, [])]
 
 
 @pytest.fixture(scope="module")
@@ -264,10 +262,10 @@ def undisturbed(tmp_path_factory):
     return of
 
 
-def assert_same_bits(one: Path, other: Path) -> None:
+def assert_same_bits(one: Path, other: Path, steps: int = 43) -> None:
     """Weights, moments and every loss on the way, without gaps or repetitions."""
-    tensors, manifest = checkpoint.load(one / "checkpoints" / "step-43")
-    others, other_manifest = checkpoint.load(other / "checkpoints" / "step-43")
+    tensors, manifest = checkpoint.load(one / "checkpoints" / f"step-{steps}")
+    others, other_manifest = checkpoint.load(other / "checkpoints" / f"step-{steps}")
     assert tensors.keys() == others.keys() and manifest.started == other_manifest.started
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
     for name in ("part-1", "part-2", "part-3", "end_to_end", "evaluation"):
@@ -323,7 +321,7 @@ def test_in_a_pipeline_nobody_is_waited_for(tmp_path):
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 30
-    assert {case.size for case in CASES.values()} == {1, 2, 3, 4}
+    assert {case.size for case in CASES.values()} == {1, 2, 3, 4, 6}
     assert {case.fault for case in CASES.values()} >= {kill, terminate, user_signal, freeze, hang, fail, disk_full}
 
 

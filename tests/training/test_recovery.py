@@ -7,7 +7,15 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.fault_injection import Fault, Scene, at_the_batch, fail, in_a_call, kill, run
-from tests.training.test_faults import WORDS, assert_same_bits, killed_in_evaluation, undisturbed  # noqa: F401 - a fixture
+from tests.training.test_faults import (
+    WORDS,
+    assert_same_bits,
+    killed_before_the_manifest,
+    killed_in_evaluation,
+    killed_while_removing,
+    killed_while_writing,
+    undisturbed,  # noqa: F401 - a fixture
+)
 
 # By parts until step 33, with a pause every 5 steps, every 7 steps, and at the turns; then end to end until 43.
 # Packets that are due are waited for so long that no case can rely on it: a loss is noticed, not timed out.
@@ -54,6 +62,15 @@ def killed_between_packets(scene: Scene) -> None:
     in_a_call(scene, EagerStep, "backward", lambda: os.kill(scene.pid(), 9), step)
 
 
+def killed_and_then_another(scene: Scene) -> None:
+    """A second process is lost while it meets the others because of the first."""
+    from pipeflow.distributed.process_world import ProcessWorld
+
+    kill(scene)
+    other = scene._replace(rank=2, target=2)
+    in_a_call(other, ProcessWorld, "rejoin", lambda: os.kill(os.getpid(), 9), lambda *_: scene.step)
+
+
 def killed_before_it_keeps_anything(scene: Scene) -> None:
     import pipeflow.training.recovery
 
@@ -79,13 +96,21 @@ CASES = {
     "sequential, the learner": Case(3, kill, 29, 1),
     "sequential, a frozen head": Case(3, kill, 32, 0),
     "two at once": Case(3, kill_the_two_behind, 9, 0, again=(1, 2)),
+    "another while they meet again": Case(3, killed_and_then_another, 4, 1, again=(1, 2)),
     "behind heads": Case(3, kill, 9, 1, words=HEADS),
     "between packets, head": Case(3, killed_between_packets, 9, 0, words=PACKETS),
     "between packets, middle": Case(3, killed_between_packets, 3, 1, words=PACKETS),
     "between packets, tail": Case(3, killed_between_packets, 9, 2, words=PACKETS),
     "2 processes, the one of two parts": Case(2, kill, 9, 0),
     "2 processes, the other": Case(2, kill, 19, 1),
-    "in an evaluation": Case(3, killed_in_evaluation, 14, 1, again=EVERYONE),
+    "in an evaluation, middle": Case(3, killed_in_evaluation, 14, 1),
+    "in an evaluation, head": Case(3, killed_in_evaluation, 7, 0),
+    "while saving, middle": Case(3, killed_while_writing, 10, 1),
+    "while saving, head": Case(3, killed_while_writing, 10, 0),
+    "before the manifest": Case(3, killed_before_the_manifest, 20, 0),
+    "while removing an old checkpoint": Case(3, killed_while_removing, 5, 0),
+    "in the evaluation at a phase's end": Case(3, killed_in_evaluation, 12, 1),
+    "while saving at a phase's end": Case(3, killed_while_writing, 12, 1, again=EVERYONE),
     "in a segment that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
     "end to end": Case(3, kill, 38, 1, again=EVERYONE),
 }
@@ -98,7 +123,9 @@ QUICK = {
     "sequential, the learner",
     "between packets, middle",
     "behind heads",
-    "in an evaluation",
+    "another while they meet again",
+    "in an evaluation, middle",
+    "while saving, head",
 }
 
 

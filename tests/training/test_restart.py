@@ -24,11 +24,11 @@ WORDS = [
 ]
 
 
-def start(run, *options):
+def start(run, *options, words=()):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [*command, "-m", "pipeflow.train", "--run_dir", str(run), *WORDS], stdout=pipe, stderr=pipe, text=True
+        [*command, "-m", "pipeflow.train", "--run_dir", str(run), *WORDS, *words], stdout=pipe, stderr=pipe, text=True
     )
 
 
@@ -40,7 +40,8 @@ def until_saved(run, process, step):
 
 
 def worker(run, rank):
-    """Process id of a rank, by its command line and environment."""
+    """Process id of a rank, by its command line and environment; with parallel.restarts the last of two such."""
+    found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             words = (directory / "cmdline").read_bytes().split(b"\0")
@@ -48,8 +49,9 @@ def worker(run, rank):
         except OSError:
             continue
         if str(run).encode() in words and f"RANK={rank}".encode() in variables:
-            return int(directory.name)
-    raise AssertionError(f"there is no rank {rank}")
+            found.append(int(directory.name))
+    assert found, f"there is no rank {rank}"
+    return max(found)
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +75,32 @@ def assert_same_bits(run, other):
     assert figures[0] == figures[1]
 
 
-def test_killed_workers_come_back_and_go_on(undisturbed, tmp_path):
+ONE, ALL = r"^part \d \(rank \d\) is back: goes on from step \d+$", r"^goes on from .*step-\d+$"
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "back"),
+    [
+        (["--max-restarts=3"], [], ALL),
+        ([], ["--parallel.restarts", "3"], ALL),
+        ([], ["--parallel.restarts", "3", "--parallel.rejoin_s", "120"], ONE),
+    ],
+    ids=["by torchrun", "by a process that waits", "alone"],
+)
+def test_killed_workers_come_back_and_go_on(options, words, back, undisturbed, tmp_path):
     run = tmp_path / "run"
-    process = start(run, "--max-restarts=3")
+    process = start(run, *options, words=words)
     for rank, step in [(1, 400), (2, 800), (0, 1200)]:  # rank 0 holds the lock of the run directory
         until_saved(run, process, step)
         os.kill(worker(run, rank), signal.SIGKILL)
         time.sleep(2)
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert len(re.findall(r"^goes on from .*step-\d+$", out, re.MULTILINE)) == 3, out
+    assert len(re.findall(back, out, re.MULTILINE)) == 3, out
     lines = [line for line in errors.splitlines() if line.startswith("pipeflow: ")]
     assert len(lines) == 3, lines
-    assert "part 2 (rank 1)" in lines[0] and "part 3 (rank 2)" in lines[1] and "part 1 (rank 0)" in lines[2], lines
+    if back == ALL:  # else the line says who noticed
+        assert "part 2 (rank 1)" in lines[0] and "part 3 (rank 2)" in lines[1] and "part 1 (rank 0)" in lines[2], lines
     assert_same_bits(run, undisturbed)
 
 
@@ -117,3 +132,39 @@ def test_a_worker_that_was_stopped_ends_the_run(tmp_path):
     assert process.returncode != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("pipeflow: ")]
     assert re.search(r"part 2 \(rank 1\), last heard of at step \d+: no sign of life", line), line
+
+
+@pytest.mark.parametrize("words", [[], ["--parallel.restarts", "3"]], ids=["workers", "with processes that wait"])
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGKILL, "the store where the processes meet is gone"),
+        (signal.SIGSTOP, "the store where the processes meet has not answered for"),
+        (signal.SIGINT, "interrupted; --resume auto goes on"),
+    ],
+)
+def test_what_becomes_of_workers_whose_torchrun_is_lost(number, says, words, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, words=words)
+    until_saved(run, process, 200)
+    workers = [worker(run, rank) for rank in range(3)]
+    process.send_signal(number)
+    deadline = time.monotonic() + 60
+    while not all(ended(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    _, errors = process.communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if line.startswith("pipeflow: ")]
+    assert lines and any(says in line for line in lines), lines
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    subprocess.run([*command, "-m", "pipeflow.train", "--run_dir", run, "--resume", "auto"], check=True, timeout=300)
+    assert_same_bits(run, undisturbed)
+
+
+def ended(pid):
+    """Whether a process is gone, or waits for a parent that is stopped to hear of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True

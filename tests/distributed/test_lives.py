@@ -1,0 +1,122 @@
+"""A process that waits beside the one that trains starts it again, hands signals on, and ends it when it ends."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from pipeflow.distributed import RESTARTS, run_in_child
+from tests.support.processes import CONTEXT
+
+STOPPED = 75
+
+
+def supervise(directory, restarts, fault):
+    """What a test starts: a process that lets another do the work, which leaves a file per life."""
+
+    def work():
+        life = len(list(directory.glob("life-*")))
+        (directory / f"life-{life}").write_text(f"{os.getpid()} {os.environ.get(RESTARTS)}")
+        return fault(directory, life)
+
+    (directory / "parent").write_text(str(os.getpid()))
+    os._exit(run_in_child(work, restarts, (0, 2, STOPPED)))
+
+
+def fails_twice(directory, life):
+    return int(life < 2)
+
+
+def is_killed_once(directory, life):
+    if not life:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def raises(directory, life):
+    raise RuntimeError("boom")
+
+
+def is_refused(directory, life):
+    return 2
+
+
+def is_killed_always(directory, life):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stops_when_asked(directory, life):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
+    (directory / "ready").touch()
+    while True:
+        time.sleep(1)
+
+
+def waits(directory, life):
+    (directory / "ready").touch()
+    while True:
+        time.sleep(1)
+
+
+def started(directory, restarts, fault):
+    process = CONTEXT.Process(target=supervise, args=(directory, restarts, fault))
+    process.start()
+    return process
+
+
+def ready(directory):
+    deadline = time.monotonic() + 60
+    while not (directory / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lives(directory):
+    return [file.read_text().split() for file in sorted(directory.glob("life-*"))]
+
+
+@pytest.mark.parametrize(
+    ("fault", "restarts", "code", "times"),
+    [
+        (fails_twice, 3, 0, 3),
+        (fails_twice, 1, 1, 2),
+        (is_killed_once, 1, 0, 2),
+        (is_killed_always, 2, 128 + signal.SIGKILL, 3),
+        (raises, 1, 1, 2),
+        (is_refused, 3, 2, 1),
+    ],
+)
+def test_the_work_is_begun_again_after_a_fault(fault, restarts, code, times, tmp_path):
+    process = started(tmp_path, restarts, fault)
+    process.join(timeout=60)
+    found = lives(tmp_path)
+    assert process.exitcode == code
+    assert [count for _, count in found] == [str(number) for number in range(times)]
+    assert len({pid for pid, _ in found} | {(tmp_path / "parent").read_text()}) == times + 1
+
+
+def test_without_restarts_there_is_one_process(tmp_path):
+    process = started(tmp_path, 0, fails_twice)
+    process.join(timeout=60)
+    assert process.exitcode == 1 and lives(tmp_path) == [[(tmp_path / "parent").read_text(), "None"]]
+
+
+@pytest.mark.parametrize(("fault", "code"), [(stops_when_asked, STOPPED), (waits, 128 + signal.SIGTERM)])
+def test_a_request_to_stop_is_handed_on_and_nothing_is_begun_again(fault, code, tmp_path):
+    process = started(tmp_path, 5, fault)
+    ready(tmp_path)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=60)
+    assert process.exitcode == code and len(lives(tmp_path)) == 1
+
+
+def test_the_one_that_works_ends_with_the_one_that_waits(tmp_path):
+    process = started(tmp_path, 5, waits)
+    ready(tmp_path)
+    process.kill()
+    process.join(timeout=60)
+    child, deadline = int(lives(tmp_path)[0][0]), time.monotonic() + 60
+    while os.path.exists(f"/proc/{child}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
