@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from .cli import Options, print_error, words
 from .config import parse_resume
 from .distributed import choose_device, prepare_process
+from .planning import CLUSTER_OPTIONS
 from .reporting import report_plan
 from .units import bits_per_second, bytes_of
 
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--memory", type=bytes_of, metavar="AMOUNT", help="of a device, such as 80GB; that of this one")
     add("--hosts", type=int, metavar="N", help="shows which process sits where, with --gpus-per-host")
     add("--gpus-per-host", type=int, metavar="N", help="one process each")
+    for name, (kind, metavar, text) in CLUSTER_OPTIONS.items():
+        add(name, type=kind, metavar=metavar, help=text)
     add("--out", metavar="DIR", help="for plan.json and plan.png; the run directory if not given")
     try:
         options, settings = parser.parse_known_args(words(arguments))

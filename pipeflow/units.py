@@ -12,6 +12,7 @@ _BITS = {"b/s": 1.0, "kb/s": 1e3, "Kb/s": 1e3, "Mb/s": 1e6, "Gb/s": 1e9, "Tb/s":
 _AMOUNTS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
 
 
+_DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _TIMES = (("ms", 1e-3, 1.0), ("s", 1.0, 180.0), ("min", 60.0, 10800.0), ("h", 3600.0, math.inf))
 _SPEEDS = (("Tb/s", 1e12), ("Gb/s", 1e9), ("Mb/s", 1e6), ("kb/s", 1e3), ("b/s", 1.0))
 _BYTES = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("bytes", 1.0))
@@ -29,6 +30,11 @@ def bits_per_second(text: str) -> float:
 def bytes_of(text: str) -> float:
     """ "80GB" → 8e10; a ValueError if it is no amount of memory."""
     return _quantity(text, _AMOUNTS, "an amount such as 80GB (MB, GB or TB; MiB, GiB or TiB for powers of 1,024)")
+
+
+def seconds_of(text: str) -> float:
+    """ "5000h" → 1.8e7; a ValueError if it is no time."""
+    return _quantity(text, _DURATIONS, "a time such as 5000h (us, ms, s, min, h or d)")
 
 
 def _quantity(text: str, units: dict[str, float], wanted: str) -> float:

@@ -138,6 +138,19 @@ class Workload:
         """The parts over the processes, as a run would spread them."""
         return Chain(world, [truncated.part.event_out for truncated in parts], repr(self))
 
+    def config(self, parts: int) -> Config:
+        """The settings of a run that trains it in so many balanced parts."""
+        return Config(
+            glow=self.glow,
+            data=DataConfig(batch=self.batch, flip=self.flip),
+            cut=CutConfig("balanced", parts),
+            phases=[PhaseConfig("simultaneous", steps=1)],
+            precision=self.precision,
+            layout=self.layout,
+            compile=self.compile,
+            activations=self.activations,
+        )
+
     def balanced(self, parts: int) -> Self:
         """Cut into `parts` whose slowest is as fast as possible, measured here and now.
 
@@ -148,18 +161,8 @@ class Workload:
         if self.device == "cpu":
             torch.set_num_threads(1)
             keep_memory()
-        config = Config(
-            glow=self.glow,
-            data=DataConfig(batch=self.batch, flip=self.flip),
-            cut=CutConfig("balanced", parts),
-            phases=[PhaseConfig("simultaneous", steps=1)],
-            precision=self.precision,
-            layout=self.layout,
-            compile=self.compile,
-            activations=self.activations,
-        )
         steps = glow_steps(self.glow, self.pixels.shape)
-        cut = resolve_cut(config, self.pixels, steps, self.torch_device, self.batch)
+        cut = resolve_cut(self.config(parts), self.pixels, steps, self.torch_device, self.batch)
         return replace(self, cut=tuple(cut.at or ()))
 
     def _truncate(self) -> tuple[list[Truncated], Truncated]:

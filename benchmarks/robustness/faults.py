@@ -16,8 +16,9 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.lib.results import about, keep, make_parser
 from benchmarks.lib.torchrun import PIPES, free_port, start, torchrun, wait
@@ -50,19 +51,26 @@ def worker(run: Path, rank: int) -> int:
     sys.exit(f"there is no rank {rank}")
 
 
-def agents(mode: str) -> list[list[str]]:
+def agents(mode: str, restarts: int = 1) -> list[list[str]]:
     """The command of each torchrun agent, without the module that it runs."""
+    often = f"--max-restarts={restarts}"
     if mode == "all":
-        return [torchrun("--max-restarts=1", "--standalone", "--nproc_per_node=3")]
-    static = torchrun("--max-restarts=1", "--rdzv-backend=static", "--nnodes=3", "--nproc-per-node=1")
+        return [torchrun(often, "--standalone", "--nproc_per_node=3")]
+    static = torchrun(often, "--rdzv-backend=static", "--nnodes=3", "--nproc-per-node=1")
     static += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     return [[*static, f"--node-rank={rank}"] for rank in range(3)]
 
 
-def train(
-    mode: str, run: Path, steps: int, every: int, hidden: int, fault: tuple[int, signal.Signals] | None
-) -> dict[str, Any]:
-    """Trains, with a fault or without; returns how long it took, the step it went on from, and messages."""
+class Kill(NamedTuple):
+    """A signal for a rank, half-way between two checkpoints; `saved` is the step of the first of them."""
+
+    rank: int
+    signal: signal.Signals
+    saved: int
+
+
+def train(mode: str, run: Path, steps: int, every: int, hidden: int, kills: Sequence[Kill] = ()) -> dict[str, Any]:
+    """Trains, with faults or without; returns how long it took, the step it last went on from, and messages."""
     phases = json.dumps([{"schedule": "simultaneous", "steps": steps}])
     words = [
         *("-m", "pipeflow.train", "--", "--run_dir", str(run), "--phases", phases, "--checkpoint.every", str(every)),
@@ -70,22 +78,26 @@ def train(
         *("--parallel.rejoin_s", "0" if mode == "all" else "120"),
     ]
     began = time.monotonic()
-    processes = [start([*agent, *words], **PIPES) for agent in agents(mode)]
-    if fault:
-        saved = every * (steps // every // 2)
-        while reached(run) < saved and all(process.poll() is None for process in processes):
+    processes = [start([*agent, *words], **PIPES) for agent in agents(mode, max(1, len(kills)))]
+    for kill in kills:
+        while reached(run) < kill.saved and all(process.poll() is None for process in processes):
             time.sleep(0.05)
-        lines = (run / "metrics" / "part-3.jsonl").read_text().splitlines()
-        times = [json.loads(line)["time"] for line in lines[-20:]]
-        time.sleep((times[-1] - times[0]) / (len(times) - 1) * every / 2)  # half-way to the next checkpoint
-        os.kill(worker(run, fault[0]), fault[1])
+        time.sleep(seconds_per_step(run) * every / 2)  # half-way to the next checkpoint
+        os.kill(worker(run, kill.rank), kill.signal)
     out, errors = wait(*processes)
     seconds = time.monotonic() - began
     again = re.findall(r"goes on from .*step[- ](\d+)$", out, re.MULTILINE)
     messages = [line.removeprefix("pipeflow: ") for line in errors.splitlines() if line.startswith("pipeflow: ")]
-    if bool(fault) != bool(again):
-        sys.exit(f"the fault did not restart the run once: {out}{errors}")
-    return {"seconds": seconds, "from_step": int(again[0]) if again else None, "messages": messages}
+    if bool(kills) != bool(again):
+        sys.exit(f"the faults did not restart the run: {out}{errors}")
+    return {"seconds": seconds, "from_step": int(again[-1]) if again else None, "messages": messages}
+
+
+def seconds_per_step(run: Path) -> float:
+    """Mean of the last steps of the last part that are whole in its metrics."""
+    lines = (run / "metrics" / "part-3.jsonl").read_text().splitlines()
+    times = [json.loads(line)["time"] for line in lines[-20:]]
+    return float(times[-1] - times[0]) / (len(times) - 1)
 
 
 def main() -> None:
@@ -96,11 +108,12 @@ def main() -> None:
     print(f"{steps} steps, a checkpoint every {every}, 3 processes; seconds lost:")
     for mode in ("all", "one"):
         with tempfile.TemporaryDirectory() as directory:
-            rows = runs[mode] = {"none": train(mode, Path(directory) / "none", steps, every, hidden, None)}
+            rows = runs[mode] = {"none": train(mode, Path(directory) / "none", steps, every, hidden)}
             alone = rows["none"]["seconds"]
             print(f"restart of {mode}: {alone:.1f} s undisturbed", flush=True)
             for number, (name, fault) in enumerate(faults.items()):
-                row = rows[name] = train(mode, Path(directory) / str(number), steps, every, hidden, fault)
+                kill = Kill(*fault, saved=every * (steps // every // 2))
+                row = rows[name] = train(mode, Path(directory) / str(number), steps, every, hidden, [kill])
                 row["lost_s"] = row["seconds"] - alone
                 print(f"  {name:<16} {row['lost_s']:5.1f} s lost, from step {row['from_step']}", flush=True)
     config = {"steps": steps, "every": every, "hidden": hidden, "processes": 3}

@@ -129,6 +129,8 @@ class Config:
             )
         if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
             return
+        if self.flow == "glow" and self.data.labels:
+            raise ValueError("data.labels is on, but the steps of a Glow take no labels; use the flow jet or tarflow.")
         if self.flow != "glow" and self.layout != "contiguous":
             raise ValueError(f"layout is {self.layout}, but the flow {self.flow} has no convolutions; leave it out.")
         if self.flow == "tarflow" and self.activations == "invert":

@@ -1,7 +1,7 @@
 """Images and points as packets of the flow; randomness that depends on counters alone."""
 
 from .batches import Batches, ImageArray, InOrder, MicroBatches, fetch, packet_sizes, resident, share
-from .datasets import ImageSet, SourceName, Split, outline
+from .datasets import ImageSet, Labels, SourceName, Split, outline
 from .image_decoding import Images
 from .image_grid import save_sheet, sheet_png
 from .pixels import Pixels
@@ -19,6 +19,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "InOrder",
+    "Labels",
     "MicroBatches",
     "Pixels",
     "Points",

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..flow import Packet
+from .datasets import Labels
 from .points import Space
-from .rng import Purpose, permutation, words
+from .rng import Purpose, permutation, uniform, words
 
 
 def share(images: int, batch: int, place: int, size: int) -> range:
@@ -59,6 +60,11 @@ def fetch(images: ImageArray, index: np.ndarray, device: torch.device) -> Tensor
     return chosen.permute(0, 3, 1, 2).contiguous() if chosen.dtype == torch.uint8 else chosen
 
 
+def labels_of(labels: Labels | None, index: Tensor, device: torch.device) -> Tensor | None:
+    """The labels of the images `index` (B,), int64, on the device; None where there are none."""
+    return None if labels is None else to_device(torch.from_numpy(labels[index.numpy()]), device)
+
+
 class Batches:
     """The training images as an endless inbox.
 
@@ -71,6 +77,8 @@ class Batches:
         device: where packets are made.
         start: number of the first batch.
         shard: (i, n): this process takes the i-th of n equal slices of each batch.
+        labels: (N,) int64, of the images; none by default.
+        dropout: share of them that is withheld.
     """
 
     def __init__(
@@ -83,12 +91,14 @@ class Batches:
         device: torch.device,
         start: int = 0,
         shard: tuple[int, int] = (0, 1),
+        labels: Labels | None = None,
+        dropout: float = 0.0,
     ) -> None:
         self.images, self.pixels, self.seed, self.batch, self.flip, self.device = (
             images, pixels, seed, batch, flip, device,
         )  # fmt: skip
         self.position = start
-        self.shard = shard
+        self.shard, self.labels, self.dropout = shard, labels, dropout
         self._orders: dict[int, Tensor] = {}
 
     def recv(self) -> Packet:
@@ -128,12 +138,15 @@ class Batches:
         return self._orders[epoch]
 
     def _packet(self, epoch: int, index: Tensor) -> Packet:
-        pixels = fetch(self.images, index.numpy(), self.device)
+        pixels, label = fetch(self.images, index.numpy(), self.device), labels_of(self.labels, index, self.device)
         index = to_device(index, self.device)
+        if label is not None and self.dropout:
+            withheld = uniform(self.seed, Purpose.LABEL, epoch, index, 1).squeeze(1) < self.dropout
+            label = torch.where(withheld, -1, label)
         if self.flip:
             flipped = (words(self.seed, Purpose.FLIP, epoch, index, 1) & 1).bool().view(-1, 1, 1, 1)
             pixels = torch.where(flipped, pixels.flip(3), pixels)
-        return self.pixels.noisy(pixels, self.seed, Purpose.DEQUANTISE, epoch, index)
+        return self.pixels.noisy(pixels, self.seed, Purpose.DEQUANTISE, epoch, index)._replace(label=label)
 
 
 def packet_sizes(batch: int, packets: int) -> tuple[int, ...]:
@@ -175,6 +188,7 @@ class InOrder:
         seed, purpose: of the noise, which depends on the image's own number alone.
         batch: images a packet; the last one holds what is left.
         device: where packets are made.
+        labels: (N,) int64, of the images; none by default.
     """
 
     def __init__(
@@ -186,15 +200,18 @@ class InOrder:
         purpose: Purpose,
         batch: int,
         device: torch.device,
+        labels: Labels | None = None,
     ) -> None:
         self.images, self.pixels, self.seed, self.purpose, self.device = images, pixels, seed, purpose, device
+        self.labels = labels
         self._batches = iter(torch.split(index, batch))
 
     def recv(self) -> Packet:
         """The next images: z (B, C, H, W)."""
         index = next(self._batches)
-        pixels = fetch(self.images, index.numpy(), self.device)
-        return self.pixels.noisy(pixels, self.seed, self.purpose, 0, to_device(index, self.device))
+        pixels, label = fetch(self.images, index.numpy(), self.device), labels_of(self.labels, index, self.device)
+        packet = self.pixels.noisy(pixels, self.seed, self.purpose, 0, to_device(index, self.device))
+        return packet._replace(label=label)
 
     def close(self, early: bool = False) -> None:
         """Nothing is on its way."""

@@ -76,7 +76,9 @@ def model(root: Path, names: list[str], size: int | None) -> Model:
     )
 
 
-def write(target: Path, root: Path, names: list[str], size: int | None, on_corrupt: OnCorrupt, like: Model) -> None:
+def write(
+    target: Path, root: Path, names: list[str], size: int | None, on_corrupt: OnCorrupt, like: Model
+) -> list[int]:
     """Decodes images into a .npy file, in order: uint8, (N, H, W, C), N the number of images kept.
 
     The pixels are written one image after the other, not through a memory map: on a full disk that is an OSError,
@@ -89,6 +91,9 @@ def write(target: Path, root: Path, names: list[str], size: int | None, on_corru
         size: as for `read`.
         on_corrupt: whether an image that cannot be decoded or has another number of colours stops, or is left out.
         like: what every image has to be like.
+
+    Returns:
+        Which of the names were kept, by number.
 
     Raises:
         ValueError: an image that does not fit, or none that does.
@@ -104,18 +109,19 @@ def write(target: Path, root: Path, names: list[str], size: int | None, on_corru
             np.lib.format.write_array_header_1_0(file, facts)
             return file.tell()
 
-        start, kept = header(len(names)), 0
+        start, kept = header(len(names)), list[int]()
         usable = partial(_usable, root, size, on_corrupt, like)
         for at in range(0, len(names), _CHUNK):
-            for image in pool.map(usable, names[at : at + _CHUNK]):
+            for number, image in enumerate(pool.map(usable, names[at : at + _CHUNK]), at):
                 if image is not None:
                     file.write(image.tobytes())
-                    kept += 1
+                    kept.append(number)
                 bar.update()
         if not kept:
             raise ValueError(f"None of the {len(names)} {target.stem} images under '{root}' can be used.")
         file.seek(0)
-        assert header(kept) == start
+        assert header(len(kept)) == start
+    return kept
 
 
 def _usable(root: Path, size: int | None, on_corrupt: OnCorrupt, like: Model, name: str) -> Images | None:

@@ -12,18 +12,21 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from . import image_decoding as decode
-from .image_decoding import Images, OnCorrupt
+from .image_decoding import OnCorrupt
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 _FORMAT = 1  # of the cached pixels; raise it when the same files should give other ones
 
 
-def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt) -> tuple[Images, Images]:
+def load_folder(
+    root: str | None, image_size: int | None, on_corrupt: OnCorrupt, labels: bool = False
+) -> tuple[Any, ...]:
     """Every image below a directory; hidden files and folders are passed over.
 
     Args:
@@ -33,9 +36,12 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
             the images as they are, which must then share one square size.
         on_corrupt: what to do about an image that cannot be decoded, or that is grey where the first training image
             is in colour, or the other way round: stop, or leave it out and say on stderr how many were.
+        labels: whether the class of every image is wanted: the number of its folder, in the order of the training
+            images' folders.
 
     Returns:
-        (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C), C = 1 or 3, memory-mapped read-only.
+        (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C), C = 1 or 3, memory-mapped read-only; and the labels
+        of both if they are wanted.
 
     Raises:
         ValueError: no readable directory, no image in a split, an image that does not fit, no place for the cache.
@@ -60,10 +66,12 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
         )
 
     versions = [[(name, *files[name]) for name in names] for names in (train, test)]
-    facts = [_FORMAT, str(folder), image_size, on_corrupt, versions]
+    facts = [_FORMAT, str(folder), image_size, on_corrupt, versions, *["labels"] * labels]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pipeflow"
-    ready = {part: cache / f"{fingerprint}-{part}.npy" for part in ("train", "test")}
+    parts = ("train", "test", *(("train-labels", "test-labels") if labels else ()))
+    ready = {part: cache / f"{fingerprint}-{part}.npy" for part in parts}
+    classes = _classes(train, test) if labels else {}
     try:
         if not all(path.exists() for path in ready.values()):
             cache.mkdir(parents=True, exist_ok=True)
@@ -71,7 +79,11 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such an image is refused
                 like = decode.model(folder, train, image_size)
                 for part, names in (("train", train), ("test", test)):
-                    decode.write(Path(scratch, part), folder, names, image_size, on_corrupt, like)
+                    kept = decode.write(Path(scratch, part), folder, names, image_size, on_corrupt, like)
+                    if labels:
+                        numbers = [classes[_class(names[at])] for at in kept]
+                        with Path(scratch, f"{part}-labels").open("wb") as file:
+                            np.save(file, np.array(numbers, np.int64))
                 for part, path in ready.items():  # whole files appear at once, so racing processes cannot hurt
                     Path(scratch, part).replace(path)
         arrays = [np.lib.format.open_memmap(path, mode="r") for path in ready.values()]
@@ -81,14 +93,32 @@ def load_folder(root: str | None, image_size: int | None, on_corrupt: OnCorrupt)
             "set XDG_CACHE_HOME to a directory that can be written and has room for them."
         ) from error
 
-    given, kept = len(train) + len(test), sum(map(len, arrays))
-    if kept < given:
+    given, found = len(train) + len(test), sum(map(len, arrays[:2]))
+    if found < given:
         print(
-            f"{given - kept} of {given} images below '{root}' are left out: they cannot be decoded, or are grey among "
+            f"{given - found} of {given} images below '{root}' are left out: they cannot be decoded, or are grey among "
             "colours or colour among greys (data.on_corrupt 'stop' names the first).",
             file=sys.stderr,
         )
-    return arrays[0], arrays[1]
+    return tuple(arrays)
+
+
+def _class(name: str) -> str:
+    """The folder that an image lies in, without that of its split."""
+    above = Path(name).parts[:-1]
+    return "/".join(above[1:] if above[:1] in (("train",), ("test",), ("val",), ("valid",)) else above)
+
+
+def _classes(train: list[str], test: list[str]) -> dict[str, int]:
+    """The folders of the training images, sorted → numbers; a ValueError where they are not those of classes."""
+    classes = sorted({_class(name) for name in train})
+    if "" in classes:
+        raise ValueError(
+            f"data.labels is on, but '{next(name for name in train if not _class(name))}' lies in no folder of a class."
+        )
+    if strange := sorted({_class(name) for name in test} - set(classes)):
+        raise ValueError(f"data.labels is on, but no training image is of the test images' class '{strange[0]}'.")
+    return {name: number for number, name in enumerate(classes)}
 
 
 def split(names: list[str], held_out: str | None) -> tuple[list[str], list[str]]:

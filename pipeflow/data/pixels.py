@@ -25,12 +25,14 @@ class Pixels:
         bits: bits kept of an 8-bit pixel; 8 keeps all of them.
         noise: standard deviation of Gaussian noise on the middle of a pixel's cell, in place of uniform noise in it;
             then likelihoods are those of a density.
+        classes: number of different labels, from 0; 0 where images have none.
     """
 
     shape: tuple[int, int, int]
     levels: int = 256
     bits: int = 8
     noise: float | None = None
+    classes: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:

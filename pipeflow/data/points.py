@@ -5,6 +5,7 @@ unit stays nats or bits/dim = −log p / (D ln 2), which for a density may be ne
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,12 +23,14 @@ class Points:
 
     Attributes:
         shape: of a point, such as (D,).
+        classes: number of different labels, from 0; 0 where points have none.
         levels: 0, for numbers that are real.
         n: 1, since there is nothing to dequantise.
         nats: 0, the constant of dequantisation.
     """
 
     shape: tuple[int, ...]
+    classes: int = 0
     levels: ClassVar[int] = 0
     n: ClassVar[int] = 1
     nats: ClassVar[float] = 0.0
@@ -67,9 +70,9 @@ Space = Pixels | Points
 """What the data look like: whole-numbered images or real-valued points."""
 
 
-def space(event: list[int], levels: int, bits: int, noise: float | None = None) -> Space:
-    """What a manifest says of the data: shape, values of a stored pixel (0 for points), bits of it, Gaussian noise."""
+def space(event: Sequence[int], levels: int, bits: int, noise: float | None = None, classes: int = 0) -> Space:
+    """What a manifest says of the data: shape, values of a stored pixel (0 for points), bits of it, noise, labels."""
     if not levels:
-        return Points(tuple(event))
+        return Points(tuple(event), classes)
     channels, height, width = event
-    return Pixels((channels, height, width), levels, bits, noise)
+    return Pixels((channels, height, width), levels, bits, noise, classes)

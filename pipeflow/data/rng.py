@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     INITIALISE = 5
     SAMPLE = 6
     VALIDATION = 7
+    LABEL = 8
 
 
 def _mix_int(h: int) -> int:

@@ -26,6 +26,11 @@ class DataConfig:
         on_corrupt: what an unreadable image in a folder does: "stop" the run, or "skip" the image.
         validation: training images that are held out, chosen by the seed; the run is evaluated on them while it trains,
             and on the test split once, at its end. With 0 all evaluations are on the test split.
+        labels: whether the flow is given the class of every image, as the data have it: digits and the published sets;
+            npy: train_labels.npy and test_labels.npy beside the images; folder: the folder that an image lies in; own:
+            handed over with the data. For flows that take labels: Jet, TarFlow, or a flow of the script's own.
+        label_dropout: share of the labels that are withheld in training, drawn anew in every epoch, so that the flow
+            also learns images without one (for guidance when it draws).
     """
 
     name: DataName = "digits"
@@ -37,6 +42,14 @@ class DataConfig:
     init_batch: AtLeast1 = 256
     on_corrupt: Literal["stop", "skip"] = "stop"
     validation: AtLeast0 = 0
+    labels: bool = False
+    label_dropout: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1, such as 0.1")] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.label_dropout and not self.labels:
+            raise ValueError(
+                f"data.label_dropout is {self.label_dropout}, but the data are used without labels; set data.labels."
+            )
 
 
 def check_enough(config: DataConfig, images: int) -> int:

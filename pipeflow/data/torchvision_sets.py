@@ -20,7 +20,7 @@ from .image_decoding import Images
 
 
 class Published(NamedTuple):
-    """A data set as it was published: torchvision's class, sides in pixels, channels, number of training images.
+    """A data set as it was published: torchvision's class, sides in pixels, channels, training images, labels.
 
     `files` are those that hold it, below data.root.
     """
@@ -29,25 +29,26 @@ class Published(NamedTuple):
     size: int
     channels: int
     train: int
+    classes: int
     files: str
 
 
 _CIFAR10 = "cifar-10-batches-py/{data_batch_1,…,data_batch_5,test_batch,batches.meta}"
 _IDX = "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 PUBLISHED = {
-    "cifar10": Published("CIFAR10", 32, 3, 50_000, _CIFAR10),
-    "cifar100": Published("CIFAR100", 32, 3, 50_000, "cifar-100-python/{train,test,meta}"),
-    "mnist": Published("MNIST", 28, 1, 60_000, _IDX),
-    "fashion_mnist": Published("FashionMNIST", 28, 1, 60_000, f"Fashion{_IDX}"),
-    "svhn": Published("SVHN", 32, 3, 73_257, "{train,test}_32x32.mat"),
+    "cifar10": Published("CIFAR10", 32, 3, 50_000, 10, _CIFAR10),
+    "cifar100": Published("CIFAR100", 32, 3, 50_000, 100, "cifar-100-python/{train,test,meta}"),
+    "mnist": Published("MNIST", 28, 1, 60_000, 10, _IDX),
+    "fashion_mnist": Published("FashionMNIST", 28, 1, 60_000, 10, f"Fashion{_IDX}"),
+    "svhn": Published("SVHN", 32, 3, 73_257, 10, "{train,test}_32x32.mat"),
 }
 
 
-def load_published(name: str, root: str) -> tuple[Images, Images]:
+def load_published(name: str, root: str) -> tuple[Images, Images, Any, Any]:
     """Reads a data set's files in `root`, which are downloaded first where they are missing.
 
     Returns:
-        (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C).
+        (train, test), uint8, shapes (N, H, W, C) and (M, H, W, C), and the labels of both.
 
     Raises:
         ValueError: the files are missing or broken, and cannot be downloaded.
@@ -81,14 +82,16 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _read(kind: str, folder: Path, download: bool) -> tuple[Images, Images]:
+def _read(kind: str, folder: Path, download: bool) -> tuple[Images, Images, Any, Any]:
     import torchvision.datasets  # here, because the other data sets need not wait a second for it
 
-    halves = []
+    halves, labels = [], []
     for split in ("train", "test"):
         which: dict[str, Any] = {"split": split} if kind == "SVHN" else {"train": split == "train"}
-        images = np.asarray(getattr(torchvision.datasets, kind)(folder, download=download, **which).data)
+        found = getattr(torchvision.datasets, kind)(folder, download=download, **which)
+        images = np.asarray(found.data)
+        labels.append(np.asarray(found.labels if kind == "SVHN" else found.targets))
         if kind == "SVHN":
             images = images.transpose(0, 2, 3, 1)
         halves.append(np.ascontiguousarray(images[..., None] if images.ndim == 3 else images))
-    return halves[0], halves[1]
+    return halves[0], halves[1], *labels  # type: ignore[return-value]

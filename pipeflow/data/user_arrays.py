@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from .datasets import ImageSet, load
 from .settings import DataConfig
 
-Splits = tuple[ArrayLike, ArrayLike]
-"""Training and test data: float (N, *event), or images as uint8 (N, H, W, C)."""
+Splits = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, tuple[ArrayLike, ArrayLike]]
+"""Training and test data: float (N, *event), or images as uint8 (N, H, W, C); and maybe the labels of both, (N,)."""
 
 
 def images_of(config: DataConfig, data: Splits | None = None) -> tuple[ImageSet, dict[str, str]]:
@@ -23,26 +23,33 @@ def images_of(config: DataConfig, data: Splits | None = None) -> tuple[ImageSet,
             raise ValueError(
                 "data.name is own, but no data are handed over: in the script that has them, say data=(train, test)."
             )
+        if (len(data) == 3) != config.labels:
+            given = "are handed over" if len(data) == 3 else "are not handed over"
+            raise ValueError(
+                f"data.labels is {config.labels}, but labels {given}; with labels, say data=(train, test, "
+                "(train_labels, test_labels)) and DataConfig(labels=True)."
+            )
         images, digest = own_data(data)
         return images, {"data": digest}
     if data is not None:
         raise ValueError(f"Data are handed over, but data.name is {config.name}; set it to own.")
-    return load(config.name, config.root, config.image_size, config.on_corrupt), {}
+    return load(config.name, config.root, config.image_size, config.on_corrupt, config.labels), {}
 
 
 def own_data(splits: Splits) -> tuple[ImageSet, str]:
     """Data that a script hands over.
 
     Args:
-        splits: training and test data, every process the same.
+        splits: training and test data, every process the same, and maybe their labels.
 
     Returns:
         The data, float32 or uint8, and a short hash of them.
 
     Raises:
-        ValueError: arrays of another kind, of two shapes, or with values that are not finite.
+        ValueError: arrays of another kind, of two shapes, or with values that are not finite; or labels that do not
+            fit.
     """
-    train, test = (np.ascontiguousarray(split) for split in splits)
+    train, test = (np.ascontiguousarray(split) for split in splits[:2])
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise ValueError(
             f"The training data are {train.dtype} of shape {train.shape}, the test data {test.dtype} of shape "
@@ -60,6 +67,7 @@ def own_data(splits: Splits) -> tuple[ImageSet, str]:
         if not (np.isfinite(train).all() and np.isfinite(test).all()):
             raise ValueError("The data hold values that are not finite.")
     digest = hashlib.sha256(f"{train.dtype} {train.shape} {test.shape}".encode())
-    for split in (train, test):
+    found = ImageSet(train, test, levels=256 if images else 0).labelled(splits[2] if len(splits) == 3 else ())
+    for split in (train, test, *found.labels.values()):
         digest.update(split.data)
-    return ImageSet(train, test, levels=256 if images else 0), digest.hexdigest()[:16]
+    return found, digest.hexdigest()[:16]

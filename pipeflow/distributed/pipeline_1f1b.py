@@ -138,19 +138,21 @@ class Engine:
         """How long this process has computed forward and backward so far."""
         return self._stage.seconds
 
-    def run(self, given: tuple[Tensor, Tensor] | None) -> Tensor:
+    def run(self, z: Tensor, logp: Tensor, label: Tensor | None = None) -> Tensor:
         """A batch forward and backward; gradients are added to those that are there.
 
         Args:
-            given: the chain's share of the batch; None where this is not the first process.
+            z, logp: the chain's share of the batch; only the first process looks at them.
+            label: (B,) of the same images, in every process; None where there are none.
 
         Returns:
             Scalar: its bits/dim in the last process of the chain, 0 in the others.
         """
         losses: list[Tensor] = []
-        target = self._target if self.last else None
+        target, given = self._target if self.last else None, (z, logp) if self.first else ()
+        labels: dict[str, Any] = {} if label is None else {"label": label}
         with self._answered():
-            self._schedule.step(*(given or ()), target=target, losses=losses, return_outputs=False)
+            self._schedule.step(*given, target=target, losses=losses, return_outputs=False, **labels)
         with torch.no_grad():
             return torch.stack(losses).sum() if losses else self._target.new_zeros(())
 

@@ -63,14 +63,14 @@ class ParallelConfig:
         """Packets per batch; 1 as long as `auto` has not been decided."""
         return 1 if self.micro_batches == "auto" else self.micro_batches
 
-    def bytes_per_image(self, event: Sequence[int]) -> int:
+    def bytes_per_image(self, event: Sequence[int], labels: bool = False) -> int:
         """Bytes that one image takes over a border while training by parts, if its latent has the shape `event`."""
-        return bytes_per_image(event, WIRES[self.wire])
+        return bytes_per_image(event, WIRES[self.wire], labels)
 
 
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def bytes_per_image(event: Sequence[int], wire: torch.dtype) -> int:
-    """Bytes of one image in a packet: its latent of the shape `event` as `wire`, its log-likelihood as float32."""
-    return prod(event) * wire.itemsize + torch.float32.itemsize
+def bytes_per_image(event: Sequence[int], wire: torch.dtype, labels: bool = False) -> int:
+    """Bytes of one image in a packet: its latent of the shape `event` as `wire`, log-likelihood (float32), label."""
+    return prod(event) * wire.itemsize + torch.float32.itemsize + labels * torch.int64.itemsize

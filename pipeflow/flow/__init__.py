@@ -12,7 +12,7 @@ from .prior import ChannelGaussian, StandardNormal, make_prior
 from .split import Split
 from .squeeze import Squeeze
 from .step import BatchedStep, Event, Step, Weights
-from .step_weights import added, advance, for_each, invert, prepare, prepare_inverse, stacked
+from .step_weights import Advance, added, advance, encode, for_each, invert, prepare, prepare_inverse, stacked
 from .tarflow import TarFlowBlock
 from .transformer import Transformer
 
@@ -20,6 +20,7 @@ __all__ = [
     "SPATIAL",
     "ActNorm",
     "AdditiveCoupling",
+    "Advance",
     "AffineCoupling",
     "BatchedStep",
     "ChannelGaussian",
@@ -42,6 +43,7 @@ __all__ = [
     "advance",
     "at_every_pixel",
     "channel_order",
+    "encode",
     "for_each",
     "inverses",
     "invert",

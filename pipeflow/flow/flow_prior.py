@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .actnorm import ActNorm
 from .prior import StandardNormal
 from .step import Event, Step
-from .step_weights import added, advance, prepare
+from .step_weights import added, advance, encode, invert, prepare
 
 
 class FlowPrior(StandardNormal):
@@ -39,36 +39,37 @@ class FlowPrior(StandardNormal):
         """The steps of the head, in order."""
         return cast(list[Step], list(self.steps))
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         steps, increments = self.chain(), []
         for step, weights in zip(steps, prepare(steps, self.event, len(z)), strict=True):
-            z, dlogp = advance(step, z, weights)
+            z, dlogp = advance(step, z, weights, label)
             increments.append(dlogp)
         return added(super().log_prob(z), increments)
 
-    def standardise(self, z: Tensor) -> Tensor:
+    def standardise(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """z → eps, both (B, *event): the variables that leave the head, in order, then what leaves its last step."""
         left: list[Tensor] = []
         shape = z.shape
         for step in self.chain():
-            z, _, eps = step.encode(z)
+            z, _, eps = encode(step, z, None, label)
             left += [] if eps is None else [eps]
         return torch.cat([part.flatten(1) for part in (*left, z)], 1).view(shape)
 
-    def unstandardise(self, eps: Tensor) -> Tensor:
+    def unstandardise(self, eps: Tensor, label: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         shapes, top = self._shapes()
         sizes = [torch.Size(shape).numel() for shape in (*(shape for shape in shapes if shape), top)]
         pieces = list(torch.split(eps.flatten(1), sizes, 1))
         z = pieces.pop().view(len(eps), *top)
         for step, shape in zip(reversed(self.chain()), reversed(shapes), strict=True):
-            z = step.inverse(z, None if shape is None else pieces.pop().view(len(eps), *shape))
+            left = None if shape is None else pieces.pop().view(len(eps), *shape)
+            z = invert(step, z, left, None, label, guidance)
         return z
 
     @torch.no_grad()
-    def initialise(self, z: Tensor) -> None:
+    def initialise(self, z: Tensor, label: Tensor | None = None) -> None:
         for step in self.chain():
             step.initialise(z)
-            z, _ = step(z)
+            z, _ = advance(step, z, None, label)
 
     def _shapes(self) -> tuple[list[Event | None], Event]:
         """Shape of the variable that leaves at each step, None where nothing does; shape of what leaves the last."""

@@ -69,33 +69,37 @@ class JetCoupling(Step):
         event: shape (D, h, w) of the latents, D numbers per patch; D and h·w even.
         order: (D·h·w,) indices into a flat latent: half a, then half b, each by patches.
         depth, width, heads: of the transformer.
+        classes: how many labels there are; 0 for none.
     """
 
     order: Tensor
     inverse_order: Tensor
 
-    def __init__(self, event: Event, order: Tensor, depth: int, width: int, heads: int) -> None:
+    def __init__(self, event: Event, order: Tensor, depth: int, width: int, heads: int, classes: int = 0) -> None:
         super().__init__()
+        self.conditional, self.classes = bool(classes), classes
         channels, tokens = event[0], event[1] * event[2]
         self.register_buffer("order", order.view(2, tokens, channels // 2))
         self.register_buffer("inverse_order", torch.argsort(order).view(event))
         self.network = Transformer(
             channels // 2, channels, tokens, width, depth, heads,
-            position_sd=width**-0.5, eps=1e-6, gelu="tanh", final_norm=True,
+            position_sd=width**-0.5, eps=1e-6, gelu="tanh", final_norm=True, classes=classes,
         )  # fmt: skip
         for layer in self.network.layers:
             assert isinstance(layer, Layer)
             _glorot(layer, width)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z_a, z_b = self._apart(z)
-        shift, raw = self.network(z_a).chunk(2, 2)
+        shift, raw = self.network(z_a, label=label).chunk(2, 2)
         log_scale = F.logsigmoid(raw) + math.log(2)
         return self._together(z_a, (z_b + shift) * log_scale.exp()), log_scale.flatten(1).sum(1)
 
-    def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
+    def inverse(
+        self, z: Tensor, eps: Tensor | None = None, label: Tensor | None = None, guidance: float = 0.0
+    ) -> Tensor:
         z_a, z_b = self._apart(z)
-        shift, raw = self.network(z_a).chunk(2, 2)
+        shift, raw = self.network(z_a, label=label, guidance=guidance).chunk(2, 2)
         return self._together(z_a, z_b * (-F.logsigmoid(raw) - math.log(2)).exp() - shift)
 
     def _apart(self, z: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from .step import Event
 
 
 class StandardNormal(nn.Module):
-    """log p(z) = Σ log N(z; 0, 1), for latents (B, *event).
+    """log p(z) = Σ log N(z; 0, 1), for latents (B, *event). Priors that depend on labels take them as steps do.
 
     Args:
         event: shape of a latent.
@@ -27,19 +27,19 @@ class StandardNormal(nn.Module):
         """Whether it needs no data-dependent start any more; reads from the device."""
         return True
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, *event) → (B,), nats."""
         return normal_log_prob(z)
 
-    def standardise(self, z: Tensor) -> Tensor:
+    def standardise(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """z → eps, standard normal under this prior; both (B, *event)."""
         return z
 
-    def unstandardise(self, eps: Tensor) -> Tensor:
+    def unstandardise(self, eps: Tensor, label: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         """eps → z, the inverse of `standardise`."""
         return eps
 
-    def initialise(self, z: Tensor) -> None:
+    def initialise(self, z: Tensor, label: Tensor | None = None) -> None:
         """Data-dependent start from a batch z (B, *event); nothing to do for a density without one."""
 
     def extra_repr(self) -> str:
@@ -59,13 +59,13 @@ class ChannelGaussian(StandardNormal):
         self.mean = nn.Parameter(torch.zeros(shape))
         self.log_sd = nn.Parameter(torch.zeros(shape))
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         return normal_log_prob(self.standardise(z), self.log_sd.expand_as(z))
 
-    def standardise(self, z: Tensor) -> Tensor:
+    def standardise(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         return (z - self.mean) * (-self.log_sd).exp()
 
-    def unstandardise(self, eps: Tensor) -> Tensor:
+    def unstandardise(self, eps: Tensor, label: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         return self.mean + eps * self.log_sd.exp()
 
 

@@ -24,10 +24,15 @@ class Step(nn.Module):
         place: what the step means to a cut. "step" counts as a flow step; one that "opens" stays with the step after
             it, one that "closes" with the step before it, and neither is counted.
         entry: the line of the ledger that its increment belongs to.
+        conditional: whether it depends on the images' labels. Then `forward`, and `encode` where it defines one, take
+            `label=`: (B,) int64, −1 where a label is not known, or None where none is; `inverse` takes `label=`, and
+            `guidance=`, how much further than to the label it shall go from where it would be without. Other steps are
+            never given them.
     """
 
     place: Literal["step", "opens", "closes"] = "step"
     entry: Literal["log_det", "split_prior"] = "log_det"
+    conditional: bool = False
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (B, *event) → z' (B, *out_shape(event)), dlogp (B,) in nats."""

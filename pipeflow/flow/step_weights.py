@@ -1,12 +1,15 @@
 """The weights of consecutive steps, made together before the steps are gone through; and going through them."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .step import BatchedStep, Event, Step, Weights
+
+Advance = Callable[[Step, Tensor, Weights | None, Tensor | None], tuple[Tensor, Tensor]]
+"""What goes through one step as `advance` does, given its weights and the labels of the images."""
 
 
 def stacked(modules: Sequence[nn.Module], name: str) -> Tensor:
@@ -77,18 +80,39 @@ def _groups(steps: Sequence[Step], event: Event) -> list[tuple[list[tuple[int, B
     return list(groups.values())
 
 
-def advance(step: Step, z: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
+def advance(
+    step: Step, z: Tensor, weights: Weights | None = None, label: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One step: z → z', dlogp."""
-    result: tuple[Tensor, Tensor] = step(z) if weights is None else step(z, weights)
+    given: dict[str, Any] = {"label": label} if step.conditional else {}
+    result: tuple[Tensor, Tensor] = step(z, **given) if weights is None else step(z, weights, **given)
     return result
 
 
-def invert(step: Step, z: Tensor, eps: Tensor | None, weights: Weights | None) -> Tensor:
+def encode(
+    step: Step, z: Tensor, weights: Weights | None, label: Tensor | None, advance: Advance = advance
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One step: z → z', dlogp, and the standardised variable that left the flow."""
+    if type(step).encode is Step.encode:  # nothing leaves the flow here
+        return *advance(step, z, weights, label), None
+    given: dict[str, Any] = {"label": label} if step.conditional else {}
+    return step.encode(z, **given)
+
+
+def invert(
+    step: Step,
+    z: Tensor,
+    eps: Tensor | None,
+    weights: Weights | None = None,
+    label: Tensor | None = None,
+    guidance: float = 0.0,
+) -> Tensor:
     """One step back: z' → z."""
+    given: dict[str, Any] = {"label": label, "guidance": guidance} if step.conditional else {}
     if weights is None:
-        return step.inverse(z, eps)
+        return step.inverse(z, eps, **given)
     assert isinstance(step, BatchedStep)
-    return step.inverse(z, eps, weights)
+    return step.inverse(z, eps, weights, **given)
 
 
 def added(logp: Tensor, increments: Sequence[Tensor]) -> Tensor:

@@ -20,26 +20,31 @@ class TarFlowBlock(Step):
         event: shape (D, h, w) of the latents, D numbers per patch.
         backward: whether the patches are gone through from the last to the first.
         depth, width, heads: of the transformer.
+        classes: how many labels there are; 0 for none.
     """
 
-    def __init__(self, event: Event, backward: bool, depth: int, width: int, heads: int) -> None:
+    def __init__(self, event: Event, backward: bool, depth: int, width: int, heads: int, classes: int = 0) -> None:
         super().__init__()
         channels, tokens = event[0], event[1] * event[2]
-        self.tokens, self.backward = tokens, backward
-        self.network = Transformer(channels, 2 * channels, tokens, width, depth, heads, position_sd=0.01, causal=True)
+        self.tokens, self.backward, self.conditional, self.classes = tokens, backward, bool(classes), classes
+        self.network = Transformer(
+            channels, 2 * channels, tokens, width, depth, heads, position_sd=0.01, causal=True, classes=classes
+        )
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = self._sequence(z)
-        log_scale, shift = F.pad(self.network(x)[:, :-1], (0, 0, 1, 0)).chunk(2, 2)
+        log_scale, shift = F.pad(self.network(x, label=label)[:, :-1], (0, 0, 1, 0)).chunk(2, 2)
         return self._latent((x - shift) * (-log_scale).exp(), z), -log_scale.flatten(1).sum(1)
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, eps: Tensor | None = None) -> Tensor:
+    def inverse(
+        self, z: Tensor, eps: Tensor | None = None, label: Tensor | None = None, guidance: float = 0.0
+    ) -> Tensor:
         x = self._sequence(z)
         seen = [KeyValues(self.tokens) for _ in self.network.layers]
         found = [x[:, :1]]
         for place in range(self.tokens - 1):
-            log_scale, shift = self.network(found[-1], place, seen).chunk(2, 2)
+            log_scale, shift = self.network(found[-1], place, seen, label, guidance).chunk(2, 2)
             found.append(x[:, place + 1 : place + 2] * log_scale.exp() + shift)
         return self._latent(torch.cat(found, 1), z)
 

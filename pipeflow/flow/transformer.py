@@ -72,6 +72,8 @@ class Transformer(nn.Module):
         position_sd: standard deviation of the positions at the start.
         causal, eps, gelu: of the layers.
         final_norm: whether what leaves the last layer is normalised.
+        classes: how many labels there are, each with a learned vector that is added to every token; where a label is
+            not known, the mean of all.
 
     Attributes:
         autocast: what it computes in, where it is not float32; what enters and leaves stays what it is.
@@ -92,6 +94,7 @@ class Transformer(nn.Module):
         eps: float = 1e-5,
         gelu: str = "none",
         final_norm: bool = False,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(entering, width)
@@ -101,18 +104,48 @@ class Transformer(nn.Module):
         self.leave = nn.Linear(width, leaving)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+        self.class_embedding = nn.Parameter(0.01 * torch.randn(classes, width)) if classes else None
 
-    def forward(self, x: Tensor, at: int | None = None, seen: Sequence[KeyValues] | None = None) -> Tensor:
-        """All tokens; or, with what each layer has seen before, the one at position `at`, (B, 1, entering)."""
+    def forward(
+        self,
+        x: Tensor,
+        at: int | None = None,
+        seen: Sequence[KeyValues] | None = None,
+        label: Tensor | None = None,
+        guidance: float = 0.0,
+    ) -> Tensor:
+        """All tokens; or, with what each layer has seen before, the one at position `at`, (B, 1, entering).
+
+        With labels (B,) and `guidance`, what they make (1 + guidance) times, less guidance times what no label makes:
+        classifier-free guidance, as Zhai et al. have it (2024, §2.5).
+        """
+        if guidance and label is not None:
+            twice = torch.cat([label, torch.full_like(label, -1)])
+            with_label, without = self(torch.cat([x, x]), at, seen, twice).chunk(2)
+            guided: Tensor = with_label + guidance * (with_label - without)
+            return guided
         if self.autocast is None:
-            return self._compute(x, at, seen)
+            return self._compute(x, at, seen, label)
         # No cache: each weight is used once, and a CUDA graph must not keep a cast that was made outside it.
         with torch.autocast(x.device.type, self.autocast, cache_enabled=False):
-            return self._compute(x, at, seen).to(x.dtype)
+            return self._compute(x, at, seen, label).to(x.dtype)
 
-    def _compute(self, x: Tensor, at: int | None, seen: Sequence[KeyValues] | None) -> Tensor:
+    def _compute(self, x: Tensor, at: int | None, seen: Sequence[KeyValues] | None, label: Tensor | None) -> Tensor:
         x = self.enter(x) + (self.position if at is None else self.position[at])
+        if self.class_embedding is not None:
+            x = x + _of_class(label, self.class_embedding)
         for number, layer in enumerate(self.layers):
             x = layer(x, None if seen is None else seen[number])
         out: Tensor = self.leave(self.norm(x))
         return out
+
+
+def _of_class(label: Tensor | None, embedding: Tensor) -> Tensor:
+    """The vector of each label, (B, 1, width), or (width,) without labels.
+
+    A product: looked up, a vector's gradient would be added up on a GPU in any order.
+    """
+    if label is None:
+        return embedding.mean(0)
+    known = (label[:, None] == torch.arange(len(embedding), device=label.device)).to(embedding.dtype)
+    return (torch.where(label[:, None] < 0, 1 / len(embedding), known) @ embedding)[:, None]

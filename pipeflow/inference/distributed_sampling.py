@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ..data import Purpose, Space, normal
 from ..distributed import World
 from ..flow import Packet
-from ..model import Flow, Maker, Truncated, build_parts
+from ..model import Flow, LabelsLike, Maker, Truncated, build_parts, check_labels
 from ..stream import Chain, upstream_links
 from .load import Source, check_user_flow, fill
 
@@ -64,18 +64,22 @@ def parts_of_one_process(world: World, flow: Flow) -> LocalParts:
 
 
 @torch.inference_mode()
-def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> list[Tensor]:
-    """Draws the images that `Flow.sample(n, temperature, seed)` draws; all processes must call it.
+def draw(
+    local: LocalParts, n: int, temperatures: list[float], seed: int, labels: LabelsLike = None, guidance: float = 0.0
+) -> list[Tensor]:
+    """Draws the images that `Flow.sample(n, temperature, seed, labels, guidance)` draws; all processes must call it.
 
     Returns:
         In the first process, for each temperature uint8 images (n, C, H, W) on the CPU; empty in the others.
 
     Raises:
-        ValueError: the processes disagree about what is to be drawn.
+        ValueError: the processes disagree about what is to be drawn, or labels do not fit.
         LostError: a process is gone, or a latent does not come in time.
     """
     chain, world = local.chain, local.chain.world
-    world.agree("what to draw", f"{n} images at {temperatures}, seed {seed}, settings {chain.digest}")
+    label = check_labels(labels, n, local.data_space.classes, world.device)
+    labelled = "" if label is None else f" labels {str(labels)[:300]}, guidance {guidance},"
+    world.agree("what to draw", f"{n} images at {temperatures}, seed {seed},{labelled} settings {chain.digest}")
     index_batches = list(torch.split(torch.arange(n, device=world.device), BATCH))
     largest = len(index_batches[0])
     inbox, outbox = upstream_links(chain, largest, len(index_batches) * len(temperatures))
@@ -83,7 +87,7 @@ def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> lis
     for temperature in temperatures:
         for index in index_batches:
             received = inbox.recv().z[: len(index)] if inbox else None
-            z = _invert(local, received, temperature, index, seed)
+            z = _invert(local, received, temperature, index, seed, None if label is None else label[index], guidance)
             if world.mine[0] == 0:
                 images.append(local.data_space.quantise(z).cpu())
             # The last batch may be short, but a link has packets of one size.
@@ -95,7 +99,15 @@ def draw(local: LocalParts, n: int, temperatures: list[float], seed: int) -> lis
     return [torch.cat(images[i : i + len(index_batches)]) for i in range(0, len(images), len(index_batches))]
 
 
-def _invert(local: LocalParts, received: Tensor | None, temperature: float, index: Tensor, seed: int) -> Tensor:
+def _invert(
+    local: LocalParts,
+    received: Tensor | None,
+    temperature: float,
+    index: Tensor,
+    seed: int,
+    label: Tensor | None,
+    guidance: float,
+) -> Tensor:
     """Latents (B, *event) before the first part of this process, float32, of the images numbered `index` (B,).
 
     `received` are those after its last part; None where it is the flow's last part, and they are drawn.
@@ -107,8 +119,11 @@ def _invert(local: LocalParts, received: Tensor | None, temperature: float, inde
 
     positions = sorted(local.slices, reverse=True)
     last = local.slices[positions[0]]
-    z = last.prior.unstandardise(eps(0, last.part.event_out)) if received is None else received
+    z = received
+    if z is None:
+        z = last.prior.unstandardise(eps(0, last.part.event_out), label, guidance)
     for position in positions:
         part = local.slices[position].part
-        z = part.inverse(z, {step: eps(step + 1, shape) for step, shape in part.eps_shapes().items()})
+        left = {step: eps(step + 1, shape) for step, shape in part.eps_shapes().items()}
+        z = part.inverse(z, left, label, guidance)
     return z

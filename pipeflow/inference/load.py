@@ -12,7 +12,7 @@ from safetensors.torch import load as tensors_from
 from safetensors.torch import save_file
 
 from ..config import Config, from_dict
-from ..data import PUBLISHED, DataConfig, Images, Space, Split, Splits, images_of, space
+from ..data import PUBLISHED, DataConfig, Images, Labels, Space, Split, Splits, images_of, space
 from ..distributed import World
 from ..model import FAMILIES, Flow, Maker, Truncated, averaged, build, check_flow, global_state, is_average
 from ..storage import MANIFEST, Manifest, check_names, check_own, check_values, checkpoint, read_plain
@@ -31,7 +31,9 @@ class Source:
     @property
     def data_space(self) -> Space:
         """What the data of the run look like."""
-        return space(self.manifest.image, self.manifest.levels, self.config.data.bits, self.config.noise)
+        return space(
+            self.manifest.image, self.manifest.levels, self.config.data.bits, self.config.noise, self.manifest.classes
+        )
 
     @property
     def parts_begun(self) -> int:
@@ -58,11 +60,14 @@ class Trained(Source):
             return Flow([self.model.part], self.model.prior, self.data_space)
         return Flow([piece.part for piece in self.slices[:parts]], self.slices[parts - 1].prior, self.data_space)
 
-    def held_out_images(self, config: DataConfig, data: Splits | None, split: Split = "test") -> Images:
+    def held_out_images(
+        self, config: DataConfig, data: Splits | None, split: Split = "test"
+    ) -> tuple[Images, Labels | None]:
         """Images (N, H, W, C) uint8, or points (N, *event) float32, of a data set, or of a script's own `data`.
 
-        The split "validation" is of the run's own data only. A ValueError says that they are not there, that they have
-        another shape or number of levels than the run's, or that the run has no such split.
+        With their labels, (N,), where the flow takes them. The split "validation" is of the run's own data only. A
+        ValueError says that they are not there, that they have another shape, number of levels or labels than the
+        run's, or that the run has no such split.
         """
         if split == "validation" and not config.validation:
             raise ValueError(f"{self.directory} has no validation split: data.validation is 0 in its run.")
@@ -80,7 +85,11 @@ class Trained(Source):
         found = (event[2], *event[:2]) if images.levels else event
         if found != shape or images.levels != levels:
             raise self._unlike(config.name, f"{'×'.join(map(str, found))} with {images.levels} levels")
-        return images.test if split == "test" else images.hold_out(config.validation, self.config.seed).evaluated()[1]
+        if images.classes > self.manifest.classes:
+            raise ValueError(f"{config.name} has {images.classes} classes, but the flow knows {self.manifest.classes}.")
+        if split == "validation":
+            images = images.hold_out(config.validation, self.config.seed)
+        return images.test if split == "test" else images.evaluated()[1], images.labels.get(split)
 
     def _unlike(self, name: str, found: str) -> ValueError:
         wanted = f"{'×'.join(map(str, self.data_space.shape))} with {self.data_space.levels} levels"
@@ -113,7 +122,10 @@ def locate_together(world: World, path: str | Path) -> Source:
 def _source(directory: Path, verify: bool) -> Source:
     manifest = (checkpoint.verify if verify else checkpoint.read_manifest)(directory)
     try:
-        return Source(directory, manifest, from_dict(manifest.config))
+        config = from_dict(manifest.config)
+        if config.cut.parts != len(manifest.files):
+            raise ValueError(f"cut.parts is {config.cut.parts}, but there are {len(manifest.files)} files of parts.")
+        return Source(directory, manifest, config)
     except ValueError as error:
         raise ValueError(f"The settings in {directory} are damaged: {error}") from error
 
@@ -133,7 +145,7 @@ def read(path: str | Path | Source, flow: Maker | None = None) -> Trained:
 def check_user_flow(source: Source, flow: Maker | None) -> None:
     """A ValueError where a script hands over another flow than the checkpoint's."""
     if flow is not None:
-        digest = check_flow(flow, source.config.flow, source.data_space.shape)
+        digest = check_flow(flow, source.config.flow, source.data_space.shape, source.data_space.classes)
         check_own({"flow": digest}, source.manifest, source.directory)
 
 
@@ -199,6 +211,7 @@ def export(path: str | Path, file: str | Path, flow: Maker | None = None) -> Non
     section = config.flow if config.flow in FAMILIES else "glow"
     about: dict[str, Any] = {"format": EXPORT_FORMAT, "flow": config.flow, section: dataclasses.asdict(config.family)}
     about |= {"image": list(pixels.shape), "levels": pixels.levels, "bits": config.data.bits}
+    about |= {"classes": pixels.classes} if pixels.classes else {}
     save_file({name: tensor.contiguous() for name, tensor in trained.model.global_state().items()}, file)
     file.with_suffix(".json").write_text(json.dumps(about | {"step": trained.manifest.step}, indent=2) + "\n")
 
@@ -214,7 +227,9 @@ def _read_exported(file: Path, flow: Maker | None) -> Flow:
         section = name if name in FAMILIES else "glow"
         cut = {"scheme": "explicit", "parts": 1, "at": [], "provisional_prior": "standard"}
         config = from_dict({"flow": name, section: settings[section], "cut": cut})
-        data_space = space(settings["image"], settings["levels"], settings["bits"], config.noise)
+        data_space = space(
+            settings["image"], settings["levels"], settings["bits"], config.noise, settings.get("classes", 0)
+        )
     except Exception as error:  # the reader of safetensors has an exception class of its own
         raise ValueError(f"{file} and {about.name} are no exported flow ({error}).") from error
     _, model = build(config.model, data_space, flow)

@@ -10,7 +10,9 @@ _BATCH = 256
 
 
 @torch.no_grad()
-def interpolate(flow: Flow, first: Tensor, last: Tensor, count: int = 8) -> Tensor:
+def interpolate(
+    flow: Flow, first: Tensor, last: Tensor, count: int = 8, labels: tuple[int, int] | None = None
+) -> Tensor:
     """From one image to another, on the great circle through their latents (spherical linear interpolation).
 
     All latents take part, those of every split and the top, standardised, as one vector: a straight line would pass
@@ -20,11 +22,12 @@ def interpolate(flow: Flow, first: Tensor, last: Tensor, count: int = 8) -> Tens
         flow: on the device of the images.
         first, last: uint8, shape (C, H, W).
         count: how many images, both ends included.
+        labels: of the two, for a flow that takes them; an image in between has that of the nearer end.
 
     Returns:
         uint8, shape (count, C, H, W); the ends are what `reconstruct` makes of the images.
     """
-    latents = flow.encode(torch.stack([first, last]))
+    latents = flow.encode(torch.stack([first, last]), labels)
     ends = torch.cat([latent.flatten(1) for latent in latents.values()], 1).double()
     angle = cosine_similarity(ends[0], ends[1], 0).clamp(-1, 1).acos()
     way = torch.linspace(0, 1, count, device=ends.device, dtype=torch.float64)
@@ -37,23 +40,27 @@ def interpolate(flow: Flow, first: Tensor, last: Tensor, count: int = 8) -> Tens
         between: Tensor = one * latent[0] + other * latent[1]
         return between
 
-    return flow.decode({name: circle(latent) for name, latent in latents.items()})
+    nearer = labels and [labels[2 * number >= count] for number in range(count)]
+    return flow.decode({name: circle(latent) for name, latent in latents.items()}, nearer)
 
 
 @torch.no_grad()
-def reconstruct(flow: Flow, images: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruct(flow: Flow, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """There and back: images → latents → images.
 
     Args:
         flow: on the device of the images.
         images: uint8, shape (B, C, H, W).
+        labels: (B,), for a flow that takes them.
 
     Returns:
         The images as the flow sees them (with `data.bits` of each pixel), and what comes back; uint8, (B, C, H, W).
     """
     batches = torch.split(images, _BATCH)
     seen = torch.cat([flow.pixels.quantise(flow.pixels.dequantise(batch, None).z) for batch in batches])
-    return seen, torch.cat([flow.decode(flow.encode(batch)) for batch in batches])
+    of_each = [None] * len(batches) if labels is None else torch.split(labels, _BATCH)
+    pairs = zip(batches, of_each, strict=True)
+    return seen, torch.cat([flow.decode(flow.encode(batch, label), label) for batch, label in pairs])
 
 
 def difference(first: Tensor, second: Tensor) -> int:

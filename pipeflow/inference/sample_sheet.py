@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Images, Space, Splits, fetch, save_sheet
+from ..data import Images, Labels, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
-from ..model import Maker
+from ..model import Maker, check_labels
 from ..storage import MANIFEST, RunDirectory
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .load import Source, Trained, load, locate, locate_together, read
 from .pictures import difference, interpolate, reconstruct
 
 _ROW = 8
-_DEFAULTS = {"n": 64, "temperature": [0.7], "seed": 0}
+_DEFAULTS = {"n": 64, "temperature": [0.7], "seed": 0, "labels": None, "guidance": 0.0}
 
 
 class Sheet(NamedTuple):
@@ -47,7 +47,9 @@ def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     kinds.add_argument("--interpolate", nargs="*", type=int, metavar="I J", help="from test image I to J, and so on")
     kinds.add_argument("--reconstruct", type=int, metavar="N", help="the first N test images above what comes back")
     kinds.add_argument("--each-part", action="store_true", help="what the flow draws if it stops at each border")
-    add("--images", "--n", dest="n", metavar="N", type=int, help="how many images to draw (default: 64)")
+    add("--images", "--n", dest="n", metavar="N", type=int, help="how many to draw; of each label (default: 64; or 8)")
+    add("--labels", nargs="+", type=int, metavar="L", help="to draw class by class (default: the first 10 there are)")
+    add("--guidance", type=float, metavar="W", help="how far to go beyond what the labels make (default: 0)")
     add("--temperature", nargs="+", type=float, metavar="T", help="one or more (default: 0.7)")
     add("--seed", type=int, help="of the draw (default: 0)")
     add("--root", metavar="DIR", help="where the files of the run's test images are")
@@ -55,6 +57,7 @@ def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     options = parser.parse_args(words)
     given = (options.each_part, options.interpolate is not None, options.reconstruct is not None)
     options.kind = dict(zip(given, ("each-part", "interpolate", "reconstruct"), strict=True)).get(True, "grid")
+    options.of_each_label = options.n or _ROW
     draws, exported = options.kind in ("grid", "each-part"), options.run.suffix == ".safetensors"
     if options.kind != "grid" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"--{options.kind} runs in one process; only what the whole flow draws is drawn in several.")
@@ -73,6 +76,8 @@ def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     for value in options.temperature:
         if not 0 <= value < math.inf:
             raise ValueError(f"--temperature is {value:g}; it must be 0 or a positive number.")
+    if not 0 <= options.guidance < math.inf:
+        raise ValueError(f"--guidance is {options.guidance:g}; it must be 0 or a positive number.")
     if options.kind == "each-part" and len(options.temperature) > 1:
         raise ValueError(f"--each-part takes one --temperature, not {len(options.temperature)}.")
     if len(options.interpolate or []) % 2:
@@ -121,12 +126,38 @@ def _draw(options: Namespace, source: Source | None, world: World, flow: Maker |
     """What the whole flow draws; the images are in the first process alone."""
     local = load_local_parts(world, source, flow) if source else parts_of_one_process(world, load(options.run, flow))
     _check_images(options, local.data_space)
-    drawn = draw(local, options.n, options.temperature, options.seed)
-    many = f"{len(drawn)} × {options.n} images, from top to bottom" if len(drawn) > 1 else f"{options.n} images"
+    n, labels = _to_draw(options, local.data_space)
+    drawn = draw(local, n, options.temperature, options.seed, labels, options.guidance)
+    many = f"{len(drawn)} × {n} images, from top to bottom" if len(drawn) > 1 else f"{n} images"
     heat = ", ".join(f"{value:g}" for value in options.temperature)
     by = f"the flow in {source.directory}{_not_begun(source)}" if source else str(options.run)
-    shows = f"{many} at temperature {heat} (seed {options.seed}), by {by}"
-    return Sheet([[images] for images in drawn], local.data_space.levels, shows)
+    shows = f"{many}{_classes(options, labels)} at temperature {heat} (seed {options.seed}), by {by}"
+    return Sheet([_rows(options, images, labels) for images in drawn], local.data_space.levels, shows)
+
+
+def _to_draw(options: Namespace, data_space: Space) -> tuple[int, list[int] | None]:
+    """How many images, and the label of each, class by class; None for a flow that takes none."""
+    if not data_space.classes:
+        if options.labels is not None or options.guidance:
+            raise ValueError(f"--labels and --guidance are for flows with labels; that in {options.run} has none.")
+        return options.n, None
+    chosen = options.labels or range(min(10, data_space.classes))
+    check_labels(list(chosen), len(chosen), data_space.classes, torch.device("cpu"))
+    labels = [label for label in chosen for _ in range(options.of_each_label)]
+    return len(labels), labels
+
+
+def _classes(options: Namespace, labels: list[int] | None) -> str:
+    """For people: what the rows of a sheet are."""
+    if labels is None:
+        return ""
+    guided = f" with guidance {options.guidance:g}" if options.guidance else ""
+    return f", {options.of_each_label} of each label {', '.join(map(str, dict.fromkeys(labels)))}{guided},"
+
+
+def _rows(options: Namespace, images: Tensor, labels: list[int] | None) -> list[Tensor]:
+    """Every label begins a row."""
+    return [images] if labels is None else list(torch.split(images, options.of_each_label))
 
 
 def _look(options: Namespace, source: Source | None, world: World, flow: Maker | None, data: Splits | None) -> Sheet:
@@ -139,30 +170,40 @@ def _look(options: Namespace, source: Source | None, world: World, flow: Maker |
     if options.kind == "each-part":
         return _each_part(options, trained)
     config = trained.config.data
-    images = trained.held_out_images(replace(config, root=options.root or config.root), data)
-    return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, images, world.device)
+    held_out = trained.held_out_images(replace(config, root=options.root or config.root), data)
+    return (_interpolate if options.kind == "interpolate" else _reconstruct)(options, trained, *held_out, world.device)
 
 
 def _each_part(options: Namespace, trained: Trained) -> Sheet:
     temperature = options.temperature[0]
     parts = range(1, len(trained.slices) + 1)
-    drawn = [trained.flow(part).sample(options.n, temperature, options.seed) for part in parts]
+    n, labels = _to_draw(options, trained.data_space)
+    given = (n, temperature, options.seed, labels, options.guidance)
+    drawn = [trained.flow(part).sample(*given).cpu() for part in parts]
     ends = ", ".join(f"after part {part}" for part in parts)
     shows = (
-        f"{len(drawn)} × {options.n} images, from top to bottom by the flow in {trained.directory} that stops {ends}"
+        f"{len(drawn)} × {n} images{_classes(options, labels) or ','} from top to bottom by the flow in "
+        f"{trained.directory} that stops {ends}"
         f"{_not_begun(trained)}, at temperature {temperature:g} (seed {options.seed})"
     )
-    return Sheet([[images.cpu()] for images in drawn], trained.data_space.levels, shows)
+    return Sheet([_rows(options, images, labels) for images in drawn], trained.data_space.levels, shows)
 
 
-def _interpolate(options: Namespace, trained: Trained, images: Images, device: torch.device) -> Sheet:
+def _interpolate(
+    options: Namespace, trained: Trained, images: Images, labels: Labels | None, device: torch.device
+) -> Sheet:
     numbers = options.interpolate or list(range(min(_ROW, len(images) // 2 * 2)))
     _check_numbers(numbers, len(images))
     ends = fetch(images, np.array(numbers, dtype=np.int64), device)
     flow, levels = trained.flow(), trained.data_space.levels
-    rows = [interpolate(flow, first, last, _ROW).cpu() for first, last in zip(ends[::2], ends[1::2], strict=True)]
+    label = None if labels is None else torch.from_numpy(labels[numbers]).to(device)
+    pairs = [None] * (len(ends) // 2) if label is None else [(int(a), int(b)) for a, b in label.view(-1, 2)]
+    rows = [
+        interpolate(flow, first, last, _ROW, pair).cpu()
+        for first, last, pair in zip(ends[::2], ends[1::2], pairs, strict=True)
+    ]
     ways = ", ".join(f"{first} to {last}" for first, last in zip(numbers[::2], numbers[1::2], strict=True))
-    error = difference(*reconstruct(flow, ends))
+    error = difference(*reconstruct(flow, ends, label))
     shows = (
         f"from test image {ways}, a row each, by the flow in {trained.directory}; largest error of a pixel at the "
         f"ends: {error} of {levels} levels"
@@ -170,9 +211,12 @@ def _interpolate(options: Namespace, trained: Trained, images: Images, device: t
     return Sheet([rows], levels, shows)
 
 
-def _reconstruct(options: Namespace, trained: Trained, images: Images, device: torch.device) -> Sheet:
+def _reconstruct(
+    options: Namespace, trained: Trained, images: Images, labels: Labels | None, device: torch.device
+) -> Sheet:
     _check_numbers([options.reconstruct - 1], len(images))
-    seen, back = reconstruct(trained.flow(), fetch(images, np.arange(options.reconstruct), device))
+    label = None if labels is None else torch.from_numpy(labels[: options.reconstruct]).to(device)
+    seen, back = reconstruct(trained.flow(), fetch(images, np.arange(options.reconstruct), device), label)
     pairs = zip(torch.split(seen.cpu(), _ROW), torch.split(back.cpu(), _ROW), strict=True)
     levels = trained.data_space.levels
     shows = (

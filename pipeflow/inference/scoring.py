@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import Images, Purpose, Space, fetch, share
+from ..data import Images, Labels, Purpose, Space, fetch, share
 from ..distributed import ParallelConfig, World
 from ..flow import Packet
-from ..model import Truncated, flow_steps_behind
+from ..model import Truncated, check_labels, flow_steps_behind
 from .load import Trained
 
 Values = NDArray[np.float64]
@@ -52,13 +52,20 @@ class TruncationScores:
 class Scores:
     """What `score` found of so many images, with a seed of the dequantisation noise and so many draws of it an image.
 
-    `rows`: for every part that has started to learn, in order, the flow that stops after it.
+    `rows`: for every part that has started to learn, in order, the flow that stops after it. `labels`: of the images,
+    (N,), where the flow takes them.
     """
 
     images: int
     seed: int
     samples: int
     rows: list[TruncationScores]
+    labels: Labels | None = None
+
+    def by_class(self) -> dict[int, dict[str, float | None]]:
+        """Label → a summary of the last row's bits/dim of the images that have it; empty without labels."""
+        bits, labels = self.rows[-1].bits_per_dim, self.labels
+        return {} if labels is None else {int(one): _summary(bits[labels == one]) for one in np.unique(labels)}
 
     def table(self) -> str:
         """For people: a line a truncation, means and their standard errors."""
@@ -70,6 +77,9 @@ class Scores:
             lines.append(line + f" {row.bound.mean():16.4f} {standard_error(row.bound):16.4f}" * many)
             if bad := _not_finite(row.bits_per_dim):
                 lines.append(f"  ({bad} of these images have a bits/dim that is not finite)")
+        for label, found in self.by_class().items():
+            mean, error = (math.nan if found[name] is None else found[name] for name in ("mean", "standard_error"))
+            lines.append(f"{f'{self.rows[-1].label}, class {label}':36} {mean:10.4f} {error:16.4f}")
         if not any(row.model for row in self.rows):
             lines.append(f"no bits/dim of the model yet: part {len(self.rows) + 1} has not started to learn")
         return "\n".join(lines)
@@ -87,7 +97,8 @@ class Scores:
             }
             for row in self.rows
         ]
-        return {"images": self.images, "seed": self.seed, "samples": self.samples, "truncations": truncations}
+        found = {"images": self.images, "seed": self.seed, "samples": self.samples, "truncations": truncations}
+        return found | ({"classes": self.by_class()} if self.labels is not None else {})
 
 
 def standard_error(values: Values) -> float:
@@ -113,6 +124,7 @@ def score(
     samples: int = 1,
     batch: int | None = None,
     world: World | None = None,
+    labels: Labels | None = None,
 ) -> Scores:
     """Scores every image once, after every part that has started to learn, by one pass down the chain a draw.
 
@@ -127,12 +139,13 @@ def score(
         samples: K, draws of noise an image.
         batch: images at a time; as in training by default.
         world: the processes that share the work; all must call it, and each gets everything. By default this one.
+        labels: (N,) of the images, for a flow that takes them.
 
     Returns:
         The model's bits/dim, and those of the flows that stop earlier.
 
     Raises:
-        ValueError: fewer than one draw or image at a time, images that are not like those of the run, or a run of
+        ValueError: fewer than one draw or image at a time, images or labels that do not fit the run, or a run of
             which no part has started to learn.
         LostError: another process is gone.
     """
@@ -147,26 +160,36 @@ def score(
         raise ValueError(f"No part of {trained.directory} has started to learn; there is nothing to score yet.")
     slices = trained.slices[: len(ends)]
     device = next(trained.model.parameters()).device
+    label = check_labels(None if labels is None else torch.from_numpy(labels), len(images), data_space.classes, device)
     numbers = share(len(images), batch, world.rank, world.size)
     found = np.empty((2, len(ends), len(numbers)))
     for first in range(numbers.start, numbers.stop, batch):
         index = torch.arange(first, min(first + batch, numbers.stop))
         chosen = fetch(images, index.numpy(), device)
         columns = slice(first - numbers.start, first - numbers.start + len(index))
-        found[:, :, columns] = _nats(slices, chosen, data_space, seed, samples, index.to(device)).cpu().numpy()
+        of_chosen, index = None if label is None else label[index], index.to(device)
+        found[:, :, columns] = _nats(slices, chosen, of_chosen, data_space, seed, samples, index).cpu().numpy()
     everyone = [np.frombuffer(data).reshape(2, len(ends), -1) for data in world.gather_bytes(found.tobytes()) if data]
     bits = -np.concatenate(everyone, axis=2) / (data_space.dims * math.log(2))
     rows = [
         TruncationScores(part + 1, end, end == every[-1], bits[0, part], bits[1, part]) for part, end in enumerate(ends)
     ]
-    return Scores(len(images), seed, samples, rows)
+    return Scores(len(images), seed, samples, rows, labels)
 
 
 @torch.inference_mode()
-def _nats(slices: list[Truncated], images: Tensor, data_space: Space, seed: int, samples: int, index: Tensor) -> Tensor:
+def _nats(
+    slices: list[Truncated],
+    images: Tensor,
+    label: Tensor | None,
+    data_space: Space,
+    seed: int,
+    samples: int,
+    index: Tensor,
+) -> Tensor:
     """(B, C, H, W) uint8 → (2, parts, B) float64, log-likelihoods: the mean over the draws, and their bound."""
     packets = (data_space.noisy(images, seed, Purpose.EVALUATE, draw, index) for draw in range(samples))
-    draws = torch.stack([_after_every_part(slices, packet, data_space) for packet in packets])
+    draws = torch.stack([_after_every_part(slices, one._replace(label=label), data_space) for one in packets])
     return torch.stack([draws.mean(0), draws.logsumexp(0) - math.log(samples)])
 
 
@@ -177,5 +200,5 @@ def _after_every_part(slices: list[Truncated], packet: Packet, data_space: Space
     for piece in slices:
         packet, entries = piece.part.ledger(packet)
         logp = logp + sum(entries.values())
-        rows.append(logp + piece.prior.log_prob(packet.z).double())
+        rows.append(logp + piece.prior.log_prob(packet.z, packet.label).double())
     return torch.stack(rows)

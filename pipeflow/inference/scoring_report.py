@@ -85,12 +85,12 @@ def report_scores(options: Namespace, world: World, flow: Maker | None = None, d
         )
         for label, config in _data_sets(options, trained).items()
     }
-    shapes = {label: images.shape for label, images in splits.items()}
+    shapes = {label: images.shape for label, (images, _) in splits.items()}
     step = f"step {trained.manifest.step}"
     world.agree("the checkpoint and the images", f"{step} with settings {trained.config.digest()}, {shapes}")
     found: dict[str, Scores] = {}
-    for label, images in splits.items():
-        found[label] = score(trained, images, options.seed, options.samples, options.batch, world)
+    for label, (images, classes) in splits.items():
+        found[label] = score(trained, images, options.seed, options.samples, options.batch, world, classes)
         say(world, _table(trained, label, options.split, found[label]))
     if world.rank == 0 and options.json:
         about = {

@@ -4,7 +4,7 @@ from .activations import NAMES, Activations, Compile, Drift, check_passage, make
 from .build import ModelSettings, build, build_parts, provisional_prior, steps_of
 from .cut import CutConfig, HeadConfig, check_cut, cut_steps, flow_step_positions, flow_steps_behind, scheme_cut
 from .families import FAMILIES, Family, family_caution, family_cut, family_steps
-from .flow_model import Flow, Glow
+from .flow_model import Flow, Glow, LabelsLike, check_labels
 from .glow import GlowConfig, glow_steps
 from .jet import JetConfig
 from .precision import Layout, Precision, set_packets, set_precision, set_tensor_cores
@@ -27,6 +27,7 @@ __all__ = [
     "GlowConfig",
     "HeadConfig",
     "JetConfig",
+    "LabelsLike",
     "Layout",
     "Maker",
     "ModelSettings",
@@ -40,6 +41,7 @@ __all__ = [
     "build_parts",
     "check_cut",
     "check_flow",
+    "check_labels",
     "check_name",
     "check_passage",
     "cut_steps",

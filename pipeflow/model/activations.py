@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..flow import Packet, Step, Weights, added, advance, prepare, prepare_inverse
+from ..flow import Advance, Packet, Step, Weights, added, advance, encode, prepare, prepare_inverse
 from ..flow import invert as invert_step
 
 NAMES = ("drift", "relative_drift")
@@ -40,26 +40,25 @@ class Drift:
 
 Activations = Literal["keep", "checkpoint", "invert"]
 Compile = Literal["none", "steps", "part"]
-Advance = Callable[[Step, Tensor, Weights | None], tuple[Tensor, Tensor]]
 Passage = Callable[[Sequence[Step], Packet], Packet]
 
 
 def keep(steps: Sequence[Step], given: Packet, advance: Advance = advance) -> Packet:
     """Autograd keeps what it needs: the fastest, and the most memory."""
-    z, logp = given
+    z, logp, label = given
     increments = []
     for step, weights in zip(steps, prepare(steps, tuple(z.shape[1:]), len(z)), strict=True):
-        z, dlogp = advance(step, z, weights)
+        z, dlogp = advance(step, z, weights, label)
         increments.append(dlogp)
-    return Packet(z, added(logp, increments))
+    return Packet(z, added(logp, increments), label)
 
 
 def recompute(steps: Sequence[Step], given: Packet, advance: Advance = advance) -> Packet:
     """Keeps what enters each step, and goes through the step again in the backward pass: the same bits."""
 
-    def again(step: Step, z: Tensor, weights: Weights | None) -> tuple[Tensor, Tensor]:
+    def again(step: Step, z: Tensor, weights: Weights | None, label: Tensor | None) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = checkpoint(
-            advance, step, z, weights, use_reentrant=False, preserve_rng_state=False
+            advance, step, z, weights, label, use_reentrant=False, preserve_rng_state=False
         )
         return result
 
@@ -77,8 +76,8 @@ def invert(steps: Sequence[Step], given: Packet, advance: Advance = advance, dri
         return keep(steps, given, advance)
     prepared = prepare(steps, tuple(given.z.shape[1:]), len(given.z))
     tensors = [tensor for step, weights in zip(steps, prepared, strict=True) for tensor in _learned(step, weights)]
-    z, logp = _Inverted.apply(tuple(steps), advance, drift, prepared, given.z, given.logp, *tensors)
-    return Packet(z, logp)
+    z, logp = _Inverted.apply(tuple(steps), advance, drift, prepared, given.label, given.z, given.logp, *tensors)
+    return given._replace(z=z, logp=logp)
 
 
 def _learned(step: Step, weights: Weights | None) -> list[Tensor]:
@@ -96,6 +95,7 @@ class _Inverted(torch.autograd.Function):
         advance: Advance,
         drift: Drift | None,
         prepared: list[Weights | None],
+        label: Tensor | None,
         z: Tensor,
         logp: Tensor,
         *tensors: Tensor,
@@ -104,23 +104,19 @@ class _Inverted(torch.autograd.Function):
         left: list[Tensor | None] = []
         increments = []
         for step, weights in zip(steps, prepared, strict=True):
-            if type(step).encode is Step.encode:  # nothing leaves the flow here
-                z, dlogp = advance(step, z, weights)
-                left.append(None)
-            else:
-                z, dlogp, eps = step.encode(z)
-                left.append(eps)
+            z, dlogp, eps = encode(step, z, weights, label, advance)
+            left.append(eps)
             increments.append(dlogp)
         ctx.steps, ctx.advance, ctx.drift = steps, advance, drift
         ctx.made = [None if weights is None else len(weights) for weights in prepared]
-        ctx.save_for_backward(entered, z, *left, *(tensor for weights in prepared for tensor in weights or ()))
+        ctx.save_for_backward(label, entered, z, *left, *(tensor for weights in prepared for tensor in weights or ()))
         return z, added(logp, increments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_logp: Tensor) -> tuple[Tensor | None, ...]:
         steps: tuple[Step, ...] = ctx.steps
-        entered, z, *saved = ctx.saved_tensors
+        label, entered, z, *saved = ctx.saved_tensors
         # Aliases outside the graph: what follows ends at the weights, and does not go on to where they come from.
         left, made = (
             saved[: len(steps)],
@@ -132,16 +128,16 @@ class _Inverted(torch.autograd.Function):
         passed: Tensor | None = grad_z
         for number in reversed(range(len(steps))):
             step, weights = steps[number], prepared[number]
-            z = invert_step(step, z, left[number], inverse[number]).requires_grad_(
-                number > 0 or ctx.needs_input_grad[4]
+            z = invert_step(step, z, left[number], inverse[number], label).requires_grad_(
+                number > 0 or ctx.needs_input_grad[5]
             )
             with torch.enable_grad():
-                out, dlogp = ctx.advance(step, z, weights)
+                out, dlogp = ctx.advance(step, z, weights, label)
             passed, gradients = _gradients(_learned(step, weights), z, (out, dlogp), (passed, grad_logp))
             found[:0] = gradients
         if ctx.drift is not None:
             ctx.drift.take(entered, z)
-        return None, None, None, None, passed, grad_logp if ctx.needs_input_grad[5] else None, *found
+        return None, None, None, None, None, passed, grad_logp if ctx.needs_input_grad[6] else None, *found
 
 
 def _gradients(

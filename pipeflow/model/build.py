@@ -43,9 +43,9 @@ def steps_of(settings: ModelSettings, pixels: Space, flow: Maker | None) -> list
         ValueError: a flow of a script's own is not there, or one is there that the settings do not name.
     """
     check_name(settings.flow, flow)
-    return (
-        family_steps(settings.family, pixels.shape, settings.seed) if flow is None else own_steps(flow, settings.seed)
-    )
+    if flow is None:
+        return family_steps(settings.family, pixels.shape, settings.seed, pixels.classes)
+    return own_steps(flow, settings.seed)
 
 
 def build(settings: ModelSettings, pixels: Space, flow: Maker | None = None) -> tuple[dict[int, Truncated], Truncated]:

@@ -16,15 +16,18 @@ Family = GlowConfig | JetConfig | TarFlowConfig
 """Settings of such a flow."""
 
 
-def family_steps(family: Family, image: Event, seed: int = 0) -> list[Step]:
-    """The steps for images of shape (C, H, W) at their initial weights; a ValueError where the images do not fit."""
+def family_steps(family: Family, image: Event, seed: int = 0, classes: int = 0) -> list[Step]:
+    """The steps for images of shape (C, H, W) at their initial weights; a ValueError where the images do not fit.
+
+    `classes` is how many labels the images have, 0 for none; a Glow takes none.
+    """
     match family:
         case GlowConfig():
             return glow_steps(family, image, seed)
         case JetConfig():
-            return jet_steps(family, image, seed)
+            return jet_steps(family, image, seed, classes)
         case TarFlowConfig():
-            return tarflow_steps(family, image, seed)
+            return tarflow_steps(family, image, seed, classes)
 
 
 def family_head(family: Family, head: HeadConfig, event: Event, remaining: Sequence[Step]) -> list[Step]:
@@ -33,7 +36,7 @@ def family_head(family: Family, head: HeadConfig, event: Event, remaining: Seque
         case GlowConfig():
             return glow_head(family, head, event, remaining)
         case JetConfig():
-            steps = jet_head(family, head, event)
+            steps = jet_head(family, head, event, remaining)
         case TarFlowConfig():
             steps = tarflow_head(family, head, event, remaining)
     if head.start == "model":

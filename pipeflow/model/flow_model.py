@@ -15,6 +15,37 @@ from .glow import GlowConfig, glow_steps
 from .part import Part
 from .truncated import truncate
 
+LabelsLike = Sequence[int] | Tensor | int | None
+"""One of each image, or one for all; −1 where it is not known."""
+
+
+def check_labels(labels: LabelsLike, count: int, classes: int, device: torch.device) -> Tensor | None:
+    """Labels as a flow of so many classes takes them: (count,) int64; None for one that takes none.
+
+    Raises:
+        ValueError: they are missing, out of range, not one of each image, or the flow takes none.
+    """
+    if not classes:
+        if labels is not None:
+            raise ValueError("Labels are given, but this flow was trained without them; leave them out.")
+        return None
+    if labels is None:
+        raise ValueError(
+            f"Labels are missing: this flow takes one of each image, from 0 to {classes - 1}, or -1 where it is not "
+            "known."
+        )
+    given = torch.as_tensor(labels, device=device)
+    if given.is_floating_point() or given.shape not in ((), (count,)):
+        raise ValueError(
+            f"Labels are {given.dtype} of shape {tuple(given.shape)}; they must be whole numbers, one of each of the "
+            f"{count} images, or one for all."
+        )
+    if wrong := given[(given < -1) | (given >= classes)].flatten().tolist():
+        raise ValueError(
+            f"A label is {wrong[0]}, but this flow knows 0 to {classes - 1}, and -1 where a label is not known."
+        )
+    return given.long().expand(count)
+
 
 class Flow(nn.Module):
     """A normalizing flow on images.
@@ -35,11 +66,19 @@ class Flow(nn.Module):
         """The parts, in order."""
         return list(self._parts)  # type: ignore[arg-type]
 
-    def log_prob(self, images: Tensor, seed: int = 0, index: Tensor | None = None) -> Tensor:
+    @property
+    def classes(self) -> int:
+        """How many labels the flow knows; 0 for one that takes none."""
+        return self.pixels.classes
+
+    def log_prob(
+        self, images: Tensor, labels: LabelsLike = None, *, seed: int = 0, index: Tensor | None = None
+    ) -> Tensor:
         """Log-likelihood of discrete images, bounded from below by one draw of dequantisation noise.
 
         Args:
             images: uint8, shape (B, C, H, W).
+            labels: of the images, (B,) or one for all, for a flow that takes them; −1 where a label is not known.
             seed: of the noise.
             index: (B,) int64, the images' numbers, which choose their noise; 0 … B−1 by default.
 
@@ -47,31 +86,33 @@ class Flow(nn.Module):
             (B,) nats an image; `bits_per_dim` turns it into bits/dim. Differentiable in the parameters.
 
         Raises:
-            ValueError: images of another dtype or shape.
+            ValueError: images of another dtype or shape, or labels that are missing or out of range.
         """
+        label = self._label(labels, images)
         index = torch.arange(len(images), device=images.device) if index is None else index
-        packet = self.pixels.noisy(images, seed, Purpose.EVALUATE, 0, index)
+        packet = self.pixels.noisy(images, seed, Purpose.EVALUATE, 0, index)._replace(label=label)
         for part in self.parts():
             packet = part(packet)
-        return packet.logp + self.prior.log_prob(packet.z)
+        return packet.logp + self.prior.log_prob(packet.z, label)
 
-    def bits_per_dim(self, images: Tensor, seed: int = 0) -> Tensor:
+    def bits_per_dim(self, images: Tensor, labels: LabelsLike = None, *, seed: int = 0) -> Tensor:
         """`log_prob` in bits per dimension, (B,); lower is better, and a uniform guess has log2(levels)."""
-        return self.pixels.bits_per_dim(1.0) * self.log_prob(images, seed)
+        return self.pixels.bits_per_dim(1.0) * self.log_prob(images, labels, seed=seed)
 
     @torch.no_grad()
-    def initialise(self, images: Tensor, seed: int = 0) -> None:
+    def initialise(self, images: Tensor, labels: LabelsLike = None, *, seed: int = 0) -> None:
         """Data-dependent start of every ActNorm that has not started, from uint8 images (B, C, H, W); use ≥ 256."""
-        index = torch.arange(len(images), device=images.device)
-        packet = self.pixels.noisy(images, seed, Purpose.INITIALISE, 0, index)
+        label, index = self._label(labels, images), torch.arange(len(images), device=images.device)
+        packet = self.pixels.noisy(images, seed, Purpose.INITIALISE, 0, index)._replace(label=label)
         for part in self.parts():
             packet = part.initialise(packet)
 
-    def encode(self, images: Tensor, seed: int | None = None) -> dict[str, Tensor]:
+    def encode(self, images: Tensor, labels: LabelsLike = None, *, seed: int | None = None) -> dict[str, Tensor]:
         """Images → latents that are standard normal under the model.
 
         Args:
             images: uint8, shape (B, C, H, W).
+            labels: as for `log_prob`; `decode` needs the same.
             seed: of the dequantisation noise; None puts each pixel into the middle of its cell.
 
         Returns:
@@ -82,42 +123,53 @@ class Flow(nn.Module):
         else:
             index = torch.arange(len(images), device=images.device)
             packet = self.pixels.noisy(images, seed, Purpose.EVALUATE, 0, index)
+        label = self._label(labels, images)
+        packet = packet._replace(label=label)
         latents: dict[str, Tensor] = {}
         for part in self.parts():
             packet, eps = part.encode(packet)
             latents |= {f"split.{index}": left for index, left in eps.items()}
-        return latents | {"top": self.prior.standardise(packet.z)}
+        return latents | {"top": self.prior.standardise(packet.z, label)}
 
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+    def decode(self, latents: dict[str, Tensor], labels: LabelsLike = None, guidance: float = 0.0) -> Tensor:
         """Latents as `encode` names them → images, uint8, shape (B, C, H, W).
 
+        Args:
+            latents: name → (B, …).
+            labels: as for `log_prob`.
+            guidance: how far to go beyond what the labels make, away from what no label makes.
+
         Raises:
-            ValueError: a latent is missing, unknown or of the wrong shape.
+            ValueError: a latent is missing, unknown or of the wrong shape, or labels are missing or out of range.
         """
         expected = self.latent_shapes()
         found = {name: tuple(latent.shape[1:]) for name, latent in latents.items()}
         if found != expected:
             raise ValueError(f"Latents of shapes {found} do not fit this flow, which has {expected}.")
-        z = self.prior.unstandardise(latents["top"])
+        label = self._label(labels, latents["top"])
+        z = self.prior.unstandardise(latents["top"], label, guidance)
         eps = {int(name.removeprefix("split.")): left for name, left in latents.items() if name != "top"}
         for part in reversed(self.parts()):
-            z = part.inverse(z, eps)
+            z = part.inverse(z, eps, label, guidance)
         return self.pixels.quantise(z)
 
     @torch.no_grad()
-    def sample(self, n: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """Draws images; image i depends on (seed, i) only, however many are drawn.
+    def sample(
+        self, n: int, temperature: float = 1.0, seed: int = 0, labels: LabelsLike = None, guidance: float = 0.0
+    ) -> Tensor:
+        """Draws images; image i depends on (seed, i) and its label only, however many are drawn.
 
         Args:
             n: how many.
             temperature: standard deviation of the latents; below 1, likelier and less varied images.
             seed: of the draw.
+            labels, guidance: as for `decode`.
 
         Returns:
             uint8, shape (n, C, H, W).
 
         Raises:
-            ValueError: n below 1, or a negative temperature.
+            ValueError: n below 1, a negative temperature, or labels that are missing or out of range.
         """
         if n < 1 or temperature < 0:
             raise ValueError(f"Cannot draw {n} images at temperature {temperature}: n ≥ 1 and temperature ≥ 0.")
@@ -128,7 +180,10 @@ class Flow(nn.Module):
             place = 0 if name == "top" else int(name.removeprefix("split.")) + 1
             draw = normal(seed, Purpose.SAMPLE, place, index, torch.Size(shape).numel())
             latents[name] = draw.to(weight.dtype).view(n, *shape) * temperature
-        return self.decode(latents)
+        return self.decode(latents, labels, guidance)
+
+    def _label(self, labels: LabelsLike, images: Tensor) -> Tensor | None:
+        return check_labels(labels, len(images), self.classes, images.device)
 
     def latent_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the latents without their batch, by the names that `encode` uses."""

@@ -1,5 +1,6 @@
 """A Jet as a flat list of steps: the image's patches, then couplings that all cost the same."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar
@@ -65,13 +66,14 @@ def check_patches(name: str, patch: int, image: Event) -> None:
         )
 
 
-def jet_steps(config: JetConfig, image: Event, seed: int = 0) -> list[Step]:
+def jet_steps(config: JetConfig, image: Event, seed: int = 0, classes: int = 0) -> list[Step]:
     """The steps of a Jet, in order.
 
     Args:
         config: the model's shape.
         image: (C, H, W) of the images.
         seed: of the initial weights and of the channels' order; the global generator is left as it was.
+        classes: how many labels there are; 0 for none.
 
     Raises:
         ValueError: the images cannot be cut into patches and halves.
@@ -85,19 +87,21 @@ def jet_steps(config: JetConfig, image: Event, seed: int = 0) -> list[Step]:
             f"{config.patch}), but couplings halve all three, so they must be even."
         )
     with seeded(seed):
-        return [opening, *_couplings(event, config.couplings, config.depth, config.width, config.heads)]
+        return [opening, *_couplings(event, config.couplings, config.depth, config.width, config.heads, classes)]
 
 
-def jet_head(config: JetConfig, head: HeadConfig, event: Event) -> list[Step]:
+def jet_head(config: JetConfig, head: HeadConfig, event: Event, remaining: Sequence[Step]) -> list[Step]:
     """The head of a Jet: `head.steps` couplings, each with one layer of half of the model's width."""
+    following = remaining[0]
+    assert isinstance(following, JetCoupling)
     width = head.hidden or max(1, config.width // 2)
-    return _couplings(event, head.steps, 1, width, gcd(config.heads, width))
+    return _couplings(event, head.steps, 1, width, gcd(config.heads, width), following.classes)
 
 
-def _couplings(event: Event, count: int, depth: int, width: int, heads: int) -> list[Step]:
+def _couplings(event: Event, count: int, depth: int, width: int, heads: int, classes: int) -> list[Step]:
     steps: list[Step] = []
     for number in range(1, count + 1):
         spatial = number % _EVERY == 0
         order = spatial_order(event, SPATIAL[(number // _EVERY - 1) % 6]) if spatial else channel_order(event)
-        steps.append(JetCoupling(event, order, depth, width, heads))
+        steps.append(JetCoupling(event, order, depth, width, heads, classes))
     return steps

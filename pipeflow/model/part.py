@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..flow import Event, Packet, Step, Weights, added, advance, invert, prepare, prepare_inverse
+from ..flow import Event, Packet, Step, Weights, added, advance, encode, invert, prepare, prepare_inverse
 from .activations import Passage, keep
 
 
@@ -37,40 +37,40 @@ class Part(nn.Module):
 
     def ledger(self, given: Packet) -> tuple[Packet, dict[str, Tensor]]:
         """Like forward, and what each kind of step added: entry → (B,) nats, float64."""
-        z, logp = given
+        z, logp, label = given
         entries: dict[str, Tensor] = {}
         increments = []
         for _, step, weights in self._prepared(z):
-            z, dlogp = advance(step, z, weights)
+            z, dlogp = advance(step, z, weights, label)
             increments.append(dlogp)
             entries[step.entry] = entries.get(step.entry, 0) + dlogp.double()
-        return Packet(z, added(logp, increments)), entries
+        return Packet(z, added(logp, increments), label), entries
 
     def encode(self, given: Packet) -> tuple[Packet, dict[int, Tensor]]:
         """Like forward, and the standardised variables that left the flow: global index → (B, *eps_shape)."""
-        z, logp = given
+        z, logp, label = given
         eps: dict[int, Tensor] = {}
         increments = []
         for index, step, weights in self._prepared(z):
-            z, dlogp, left = (*advance(step, z, weights), None) if weights else step.encode(z)
+            z, dlogp, left = encode(step, z, weights, label)
             increments.append(dlogp)
             if left is not None:
                 eps[index] = left
-        return Packet(z, added(logp, increments)), eps
+        return Packet(z, added(logp, increments), label), eps
 
-    def inverse(self, z: Tensor, eps: dict[int, Tensor]) -> Tensor:
-        """z (B, *event_out) → (B, *event_in), given the variables that left, by global index."""
+    def inverse(self, z: Tensor, eps: dict[int, Tensor], label: Tensor | None = None, guidance: float = 0.0) -> Tensor:
+        """z (B, *event_out) → (B, *event_in), given the variables that left, by global index, and labels (B,)."""
         steps = [step for _, step in self.chain()]
         inverse = prepare_inverse(steps, prepare(steps, self.event_in, len(z)), self.event_in)
         for (index, step), weights in zip(reversed(self.chain()), reversed(inverse), strict=True):
-            z = invert(step, z, eps.get(index), weights)
+            z = invert(step, z, eps.get(index), weights, label, guidance)
         return z
 
     @torch.no_grad()
     def drift(self, given: Packet) -> float:
         """How far an inverted input lies from what entered, at most: what `activations: invert` rests on."""
         packet, eps = self.encode(given)
-        return (self.inverse(packet.z, eps) - given.z).abs().max().item()
+        return (self.inverse(packet.z, eps, given.label) - given.z).abs().max().item()
 
     def eps_shapes(self) -> dict[int, Event]:
         """Shapes, without the batch, of the variables that leave inside this part, by global index."""
@@ -84,13 +84,13 @@ class Part(nn.Module):
     @torch.no_grad()
     def initialise(self, given: Packet) -> Packet:
         """Data-dependent start, each step on what the started steps before it make of the batch."""
-        z, logp = given
+        z, logp, label = given
         increments = []
         for _, step in self.chain():
             step.initialise(z)
-            z, dlogp = step(z)
+            z, dlogp = advance(step, z, None, label)
             increments.append(dlogp)
-        return Packet(z, added(logp, increments))
+        return Packet(z, added(logp, increments), label)
 
     def _prepared(self, z: Tensor) -> list[tuple[int, Step, Weights | None]]:
         """(global index, step, its weights for latents z that enter the part), in order."""

@@ -49,13 +49,14 @@ class TarFlowConfig:
         return self.blocks
 
 
-def tarflow_steps(config: TarFlowConfig, image: Event, seed: int = 0) -> list[Step]:
+def tarflow_steps(config: TarFlowConfig, image: Event, seed: int = 0, classes: int = 0) -> list[Step]:
     """The steps of a TarFlow, in order.
 
     Args:
         config: the model's shape.
         image: (C, H, W) of the images.
         seed: of the initial weights; the global generator is left as it was.
+        classes: how many labels there are; 0 for none.
 
     Raises:
         ValueError: the images cannot be cut into patches.
@@ -63,19 +64,20 @@ def tarflow_steps(config: TarFlowConfig, image: Event, seed: int = 0) -> list[St
     check_patches("tarflow", config.patch, image)
     opening = Patches(config.patch)
     with seeded(seed):
-        return [opening, *_blocks(opening.out_shape(image), False, config.blocks, config.depth, config)]
+        return [opening, *_blocks(opening.out_shape(image), False, config.blocks, config.depth, config, classes)]
 
 
 def tarflow_head(config: TarFlowConfig, head: HeadConfig, event: Event, remaining: Sequence[Step]) -> list[Step]:
     """The head of a TarFlow: `head.steps` blocks of one layer of half of the model's width, as the model goes on."""
     following = remaining[0]
     assert isinstance(following, TarFlowBlock)
-    return _blocks(event, following.backward, head.steps, 1, config, head.hidden or max(1, config.width // 2))
+    width = head.hidden or max(1, config.width // 2)
+    return _blocks(event, following.backward, head.steps, 1, config, following.classes, width)
 
 
 def _blocks(
-    event: Event, backward: bool, count: int, depth: int, config: TarFlowConfig, width: int | None = None
+    event: Event, backward: bool, count: int, depth: int, config: TarFlowConfig, classes: int, width: int | None = None
 ) -> list[Step]:
     width = width or config.width
     heads = gcd(config.heads, width)
-    return [TarFlowBlock(event, backward ^ bool(number % 2), depth, width, heads) for number in range(count)]
+    return [TarFlowBlock(event, backward ^ bool(number % 2), depth, width, heads, classes) for number in range(count)]

@@ -37,12 +37,12 @@ class Truncated(nn.Module):
 
     def nll(self, packet: Packet) -> Tensor:
         """(B,) nats an image, of a packet that has left the part."""
-        return -(packet.logp + self.prior.log_prob(packet.z))
+        return -(packet.logp + self.prior.log_prob(packet.z, packet.label))
 
     def initialise(self, given: Packet) -> Packet:
         """Data-dependent start of the part and of its prior; returns the packet behind the part."""
         packet = self.part.initialise(given)
-        self.prior.initialise(packet.z)
+        self.prior.initialise(packet.z, packet.label)
         return packet
 
     def global_name(self, name: str) -> str:

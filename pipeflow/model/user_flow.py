@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flow import Event, Step
+from ..flow import Event, Step, advance, encode, invert
 from .cut import flow_step_positions
 from .families import FAMILIES
 from .seeding import seeded
@@ -58,25 +58,32 @@ def check_name(name: str, make: Maker | None) -> None:
         )
 
 
-def check_flow(make: Maker, name: str, event: Event) -> str:
+def check_flow(make: Maker, name: str, event: Event, classes: int = 0) -> str:
     """Sends a few random latents down the flow, and compares what its steps do with what they say.
 
     Args:
         make: makes the steps.
         name: of the flow, for sentences.
         event: shape of what enters.
+        classes: how many labels the data have, 0 for none.
 
     Returns:
         A short hash of what the steps are: their classes, and names and shapes of their parameters and buffers.
 
     Raises:
-        ValueError: what is handed over is no flow, does not fit the data, or breaks the contract of a step.
+        ValueError: what is handed over is no flow, does not fit the data or their labels, or breaks the contract of a
+            step.
     """
     steps = own_steps(make, 0)
     others = [type(step).__name__ for step in steps if not isinstance(step, Step)]
     if others or not flow_step_positions(steps):
         found = f"holds a {others[0]}" if others else "has no flow step"
         raise ValueError(f"The flow '{name}' {found}; it must be a list of steps, each a pipeflow.flow.Step.")
+    conditional = any(step.conditional for step in steps)
+    if conditional != (classes > 0):
+        found = "takes labels (conditional)" if conditional else "has no step that takes labels (conditional)"
+        raise ValueError(f"The flow '{name}' {found}, but data.labels is {classes > 0}.")
+    label = torch.arange(4) % classes if classes else None
     owner: dict[int, int] = {}
     kinds = hashlib.sha256()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -90,17 +97,19 @@ def check_flow(make: Maker, name: str, event: Event) -> str:
                     )
             shapes = {name: tuple(tensor.shape) for name, tensor in step.state_dict().items()}
             kinds.update(f"{type(step).__qualname__} {shapes};".encode())
-            z = _behind(step, z, f"steps.{number} of the flow '{name}' ({type(step).__name__})")
+            z = _behind(step, z, label, f"steps.{number} of the flow '{name}' ({type(step).__name__})")
     return kinds.hexdigest()[:16]
 
 
-def _behind(step: Step, z: Tensor, who: str) -> Tensor:
+def _behind(step: Step, z: Tensor, label: Tensor | None, who: str) -> Tensor:
     """z behind a step that keeps its contract."""
     event, given = tuple(z.shape[1:]), z.clone()
     out: Tensor
     try:
-        (out, dlogp), (again, _, eps) = step(z), step.encode(z)
-        back: Tensor = step.inverse(out, eps)
+        (out, dlogp), (again, _, eps) = advance(step, z, None, label), encode(step, z, None, label)
+        back: Tensor = invert(step, out, eps, None, label)
+        if step.conditional:
+            step(z)  # steps are measured without labels
         said, said_eps = tuple(step.out_shape(event)), step.eps_shape(event)
     except Exception as error:  # a step that others wrote raises anything at all
         text = " ".join(str(error).split())

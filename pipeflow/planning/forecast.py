@@ -2,32 +2,33 @@
 
 Pure arithmetic, from a `Profile` to seconds per batch of B images. f, b and u are seconds of forward, backward and
 update of a part, s(·) the seconds that its bytes take over a link; every device has a link of its own, which carries
-both ways at once and beside the computing. Latency, and the time that copying to a link takes, are in no formula, so
-slow links with little to carry are slower than this says; all ways are helped alike.
+both ways at once and beside the computing. The time that copying to a link takes is in no formula, so slow links with
+little to carry are slower than this says; all ways are helped alike.
 
     one device   f(B) + b(B) + u of the whole flow
     by parts     max over parts of f(B) + b(B) + u, and over borders of s(packet): nothing comes back, no part waits for
                  a later one, so the slowest part or link sets the pace and all others keep up
     DDP          f(B/N) + max(b(B/N), s(2 (N − 1)/N · 4 bytes per parameter)) + u: a ring all-reduce that is hidden
                  behind the backward pass as far as it can be
-    1F1B         simulated (pipeline_simulation), latents forward and their gradients backward, with the best of
+    1F1B         simulated (timeline), latents forward and their gradients backward, with the best of
                  1, 2, 4, …, 32 micro-batches and nothing computed twice
 
 With R replicas a chain, or a part that has R of its own, takes B/R images, and each part's gradient is averaged over R
-processes as in DDP; in a pipeline that is hidden behind the backward passes of all micro-batches.
+processes as in DDP, behind the backward pass of the last micro-batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, repeat
-from typing import Literal
+from typing import Any, Literal
 
 from ..data import packet_sizes
 from ..distributed import ParallelConfig
 from .balance import balanced_cut
-from .pipeline_simulation import Stages, period
 from .profile import Cost, Link, Profile, ring_bytes
+from .timeline import Stages, period
 
+KINDS = ("forward", "backward")
 Way = Literal["one device", "by parts", "replicas", "DDP", "1F1B"]
 Replicas = int | tuple[int, ...]
 """Of each part: one number for all, or one for each."""
@@ -78,7 +79,7 @@ def share(batch: int, processes: int) -> int:
 
 def part_seconds(cost: Cost, images: int, link: Link, replicas: int) -> float:
     """Seconds of a part per batch: forward, backward with its gradients averaged beside it, update."""
-    averaging = link.seconds(ring_bytes(cost.parameters, replicas))
+    averaging = link.averaging(cost.parameters, replicas)
     return cost.forward(images) + max(cost.backward(images), averaging) + cost.update_s
 
 
@@ -131,7 +132,7 @@ def part_memory(
 def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
     """The whole flow on every device, a share of the batch each: a chain of one part with so many replicas."""
     flow = profile.parts(())[0]
-    shown = link.seconds(ring_bytes(flow.parameters, processes)) > flow.backward(share(batch, processes))
+    shown = link.averaging(flow.parameters, processes) > flow.backward(share(batch, processes))
     return replace(
         by_parts(profile, (), batch, link, processes),
         replicas=None,
@@ -154,19 +155,10 @@ def with_micro_batches(
     """1F1B with a device per stage, and each replica's images in `count` micro-batches, as even as can be."""
     images, costs, packets = share(batch, replicas), profile.end_to_end().parts(at), profile.border_bytes(at)
     sizes = packet_sizes(images, count)
-    backward = [[cost.backward(size) for size in sizes] for cost in costs]
-    gradients = [ring_bytes(cost.parameters, replicas) for cost in costs]
-    stages = Stages(
-        forward_s=[[cost.forward(size) for size in sizes] for cost in costs],
-        backward_s=backward,
-        update_s=[
-            cost.update_s + max(0.0, link.seconds(averaged) - sum(busy))
-            for cost, averaged, busy in zip(costs, gradients, backward, strict=True)
-        ],
-        carry_s=[[link.seconds(packet * size) for size in sizes] for packet in packets],
-    )
+    averaging = [link.averaging(cost.parameters, replicas) for cost in costs]
+    stages = at_work(costs, sizes, [link.seconds(packet) for packet in packets], average_s=averaging)
     seconds = period(stages)
-    computing = sum(map(sum, stages.forward_s)) + sum(map(sum, backward)) + sum(cost.update_s for cost in costs)
+    computing = sum(map(sum, [*stages.forward_s, *stages.backward_s])) + sum(stages.update_s)
     memory = [
         profile.memory(cost, min(images, min(count, len(costs) - stage) * sizes[0]), sizes[0])
         + _bucket_bytes(cost, replicas)
@@ -174,8 +166,8 @@ def with_micro_batches(
     ]
     # A stage sends its latents on, and the gradients of those that it received back.
     leaving = [
-        (before + after) * images + averaged
-        for before, after, averaged in zip([0, *packets], [*packets, 0], gradients, strict=True)
+        (before + after) * images + ring_bytes(cost.parameters, replicas)
+        for before, after, cost in zip([0, *packets], [*packets, 0], costs, strict=True)
     ]
     return Forecast(
         way="1F1B",
@@ -189,6 +181,16 @@ def with_micro_batches(
         micro_batches=count,
         bound="bubble",
     )
+
+
+def at_work(costs: Sequence[Cost], sizes: Sequence[int], image_s: Sequence[Any], **others: Any) -> Stages:
+    """Stages of these costs, on micro-batches of these `sizes`.
+
+    `image_s` are seconds of a link per image that crosses each border; the others are further attributes of `Stages`.
+    """
+    forward, backward = ([[getattr(cost, kind)(size) for size in sizes] for cost in costs] for kind in KINDS)
+    carry = [[seconds * size for size in sizes] for seconds in image_s]
+    return Stages(forward, backward, [cost.update_s for cost in costs], carry, **others)
 
 
 def compare(

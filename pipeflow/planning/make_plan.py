@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import time
+from typing import Any
 
 import torch
 
@@ -13,12 +14,14 @@ from ..distributed import choose_device, grid, intra_op_threads, unequal
 from ..model import FAMILIES, family_cut, family_steps
 from ..units import bytes_of
 from .balance import balanced_cut
+from .cluster import make_cluster
 from .forecast import per_part, share
 from .micro_batches import with_chosen_micro_batches
 from .placement import place_processes
 from .plan import Plan
 from .profile import Link
-from .run_profile import batch_sizes, measured_profile
+from .run_profile import batch_sizes, flow_step_groups, measured_profile
+from .scaling import Simulation
 
 
 def make_plan(
@@ -27,6 +30,7 @@ def make_plan(
     memory: float | None = None,
     hosts: int | None = None,
     gpus_per_host: int | None = None,
+    **cluster: Any,
 ) -> Plan:
     """Measures the steps of a run's flow on this device, for some seconds; the plan computes the rest.
 
@@ -35,18 +39,22 @@ def make_plan(
         link: speed between two devices in each direction, in bits per second.
         memory: bytes of a device; None takes `parallel.memory`, or those of the measured device or of this host.
         hosts, gpus_per_host: a grid with one process per GPU; None plans for a device per part and replica.
+        cluster: `devices`, and more of the options of `make_cluster`, for a simulation.
 
     Raises:
         ValueError: settings that `train` would refuse, or that no plan can be made for.
     """
-    if (hosts is None) != (gpus_per_host is None):
+    simulated = make_cluster(link, hosts, **cluster)
+    if simulated and gpus_per_host is not None:
+        raise ValueError("--devices and --hosts say how many GPUs a host has; leave --gpus-per-host out.")
+    if not simulated and (hosts is None) != (gpus_per_host is None):
         raise ValueError("--hosts and --gpus-per-host belong together; give both, or none.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A plan is made by one process, also for many; start it without torchrun.")
     data, parts = config.data, config.cut.parts
     if config.flow not in FAMILIES or data.name == "own":
         raise ValueError("A plan is made from settings alone; a flow or data of a script's own are not in them.")
-    image, levels, many = outline(data.name, data.root, data.image_size, data.on_corrupt)
+    image, levels, many, classes = outline(data.name, data.root, data.image_size, data.on_corrupt, data.labels)
     training_images = check_enough(data, many)
     for phase in config.phases:
         turns(phase, parts, training_images, data.batch)
@@ -59,8 +67,11 @@ def make_plan(
     counts = per_part(replicas, parts)
     if max(counts) > data.batch:
         raise ValueError(f"data.batch is {data.batch}, which {replicas} replicas cannot share; use a larger batch.")
-    device, space = choose_device(config.device), Pixels(image, levels, data.bits)
-    steps, images = family_steps(config.family, image, config.seed), [share(data.batch, count) for count in counts]
+    device, space = choose_device(config.device), Pixels(image, levels, data.bits, classes=classes)
+    steps = family_steps(config.family, image, config.seed, classes)
+    images = [share(data.batch, count) for count in counts]
+    if simulated:
+        simulated.grids(simulated.devices, len(flow_step_groups(steps)), data.batch)
     began, computed = time.perf_counter(), time.process_time()
     batches = sorted({*batch_sizes(data.batch), *images})
     with intra_op_threads(config.parallel.threads):
@@ -89,6 +100,7 @@ def make_plan(
         memory_bytes=memory,
         placement=placement,
         replicas=replicas,
+        simulation=Simulation.of(profile, simulated, config, training_images) if simulated else None,
         image=image,
         profile=profile,
         at=at,

@@ -140,7 +140,8 @@ class _Passes:
     def _forward(self) -> list[Tensor]:
         for tensor in (self._entering.z, *self._parameters):
             tensor.grad = None
-        return [tensor for tensor in self._passage(self._steps, self._entering) if tensor.requires_grad]
+        left = self._passage(self._steps, self._entering)
+        return [tensor for tensor in (left.z, left.logp) if tensor.requires_grad]
 
     def _record(self, recorder: Recorder) -> list[Callable[[], None]]:
         forward, results = recorder.record(self._forward)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..config import EndToEndConfig, Turn, micro_batches
 from .forecast import Forecast, Replicas, part_seconds, per_part, share, with_micro_batches
-from .profile import Link, Profile, ring_bytes
+from .profile import Link, Profile
 
 
 class Processes(NamedTuple):
@@ -65,7 +65,7 @@ def phase_seconds(
         computing = (1 - found.idle) * found.seconds * processes.size
         return steps * max(found.seconds, computing / processes.at_once)
     flow, images = profile.parts(())[0], share(batch, processes.size)
-    averaging = link.seconds(ring_bytes(flow.parameters, processes.size))
+    averaging = link.averaging(flow.parameters, processes.size)
     forward_and_update = crowding * (flow.forward(images) + flow.update_s)
     return steps * (forward_and_update + max(crowding * flow.backward(images), averaging))
 

@@ -11,7 +11,7 @@ each.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..distributed import grid
 
@@ -56,6 +56,10 @@ class Placement(NamedTuple):
     def crossings(self, replica: int) -> tuple[int, ...]:
         """The stages of a chain after which its stream goes to another host."""
         return tuple(process.stage for process in self.chain(replica) if process.rank in self.leaving)
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """The processes as plain values."""
+        return [one._asdict() | {"parts": [one.parts.start, one.parts.stop]} for one in self.processes]
 
 
 def place_processes(

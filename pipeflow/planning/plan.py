@@ -17,6 +17,7 @@ from .phase_forecast import Processes, phase_seconds, pipeline
 from .placement import Placement
 from .profile import Link, Profile
 from .replicas import with_replicas
+from .scaling import Simulation
 
 MOST_DEVICES = 8
 
@@ -72,6 +73,7 @@ class Plan:
         memory_bytes: of a device.
         placement: of the processes over hosts; None for a device per part and replica.
         replicas: chains side by side, or those of each part where they are unequal.
+        simulation: of many devices; None if none is asked for.
         image: (C, H, W) of an image.
         profile, at: what was measured, and flow steps before each border.
     """
@@ -86,6 +88,7 @@ class Plan:
     memory_bytes: float
     placement: Placement | None
     replicas: Replicas
+    simulation: Simulation | None
     image: Event
     profile: Profile
     at: tuple[int, ...]
@@ -229,10 +232,6 @@ class Plan:
         def forecasts(ways: list[Forecast]) -> list[dict[str, Any]]:
             return [{**dataclasses.asdict(way), "fits": self.fits(way)} for way in ways]
 
-        placed = self.placement and [
-            process._asdict() | {"parts": [process.parts.start, process.parts.stop]}
-            for process in self.placement.processes
-        ]
         plain = ("image", "images", "device", "memory_bytes", "busy", "at", "cautions")
         return {name: getattr(self, name) for name in plain} | {
             "batch": self.config.data.batch,
@@ -242,7 +241,8 @@ class Plan:
             "ways": forecasts(self.ways),
             "best": [forecasts(ways) for ways in self.best],
             "phases": [dataclasses.asdict(row) for row in self.phases],
-            "placement": placed,
+            "placement": self.placement and self.placement.as_list(),
+            "scaling": self.simulation and self.simulation.as_dict(),
             "format": 2,
             "torch": torch.__version__,
             "config": self.config.as_dict(),

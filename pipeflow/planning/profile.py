@@ -120,13 +120,23 @@ class Profile:
 
 
 class Link(NamedTuple):
-    """What joins two devices: bits per second in each direction; both directions work at once."""
+    """What joins two devices, in each direction; both directions work at once.
+
+    Attributes:
+        bits_per_s: its speed.
+        latency_s: seconds until what was sent begins to arrive.
+    """
 
     bits_per_s: float
+    latency_s: float = 0.0
 
     def seconds(self, size: float) -> float:
-        """Seconds that `size` bytes take."""
+        """Seconds that `size` bytes keep it busy."""
         return 8 * size / self.bits_per_s
+
+    def averaging(self, parameters: int, processes: int) -> float:
+        """Seconds in which so many processes average float32 gradients over a ring of such links."""
+        return self.seconds(ring_bytes(parameters, processes)) + 2 * (processes - 1) * self.latency_s
 
 
 def ring_bytes(parameters: int, processes: int) -> float:

@@ -61,7 +61,7 @@ def measured_profile(
             known[kind] = measure_steps([PriorStep(prior)], shape, batches, device, options)[0]
         priors.append(known[kind])
     slots = 4 + (config.ema is not None)  # weight, gradient, two moments, average
-    packet_bytes = tuple(map(config.parallel.bytes_per_image, shapes))
+    packet_bytes = tuple(config.parallel.bytes_per_image(shape, config.data.labels) for shape in shapes)
     return Profile(tuple(costs), tuple(priors), tuple(shapes), packet_bytes, state_bytes=4 * slots)
 
 

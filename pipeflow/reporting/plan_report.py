@@ -6,19 +6,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import Config
-from ..planning import Placement, Plan, Profile, make_plan
-from ..storage import write_whole
+from ..planning import Placement, Plan, Profile, Simulation, limit, make_plan
+from ..storage import RunDirectory, write_whole
 from ..units import amount, duration, rate, speed
 from .drawing import PLAN_MAKER
 from .plan_chart import chart
+from .run_files import read_metrics
 
 
-def report_plan(config: Config, out: str | None = None, **options: Any) -> str:
+def report_plan(config: Config, out: str | None = None, jitter_from: str | None = None, **options: Any) -> str:
     """Makes a plan, writes plan.json and plan.png into `out`, the run directory by default; returns the plan as tables.
 
-    A plan that is there is made anew; the other options are those of `make_plan`. A ValueError says what `train` would
-    refuse, or which file cannot be written.
+    A plan that is there is made anew; `jitter_from` is a run directory, the other options are those of `make_plan`. A
+    ValueError says what `train` would refuse, or which file cannot be written.
     """
     directory = Path(out or config.run_dir)
     if directory.exists() and not directory.is_dir():
@@ -27,6 +30,8 @@ def report_plan(config: Config, out: str | None = None, **options: Any) -> str:
     for file in (directory / "plan.json", directory / "plan.png"):
         if file.exists() and PLAN_MAKER.encode() not in file.read_bytes():
             raise ValueError(f"{file} is no plan, and is not written over; give another --out.")
+    if jitter_from:
+        options["jitter"] = jitter(Path(jitter_from))
     plan = make_plan(config, **options)
     text, picture = json.dumps({"made_by": PLAN_MAKER, **plan.as_dict()}, indent=1), chart(plan)
     try:
@@ -41,6 +46,8 @@ def report_plan(config: Config, out: str | None = None, **options: Any) -> str:
 def tables(plan: Plan) -> str:
     """All figures of a plan, some 40 lines of at most 120 letters."""
     blocks = [_heading(plan), _parts(plan), _memory(plan), _ways(plan), _best(plan), _phases(plan)]
+    if plan.simulation:
+        blocks.append(_scaling(plan.simulation))
     if plan.placement:
         blocks.append(_placement(plan.placement))
     blocks += [f"Note: {caution}" for caution in plan.cautions]
@@ -145,6 +152,42 @@ def _phases(plan: Plan) -> str:
         cells = [f"{duration(row.seconds[name])}, {rate(row.images_per_s[name])} images/s" for name in plan.processes]
         rows.append([str(row.number), row.schedule, f"{row.steps:,}", *cells])
     return f"The phases, without evaluations and checkpoints:\n{columns(rows)}"
+
+
+def jitter(run: Path) -> list[float]:
+    """Seconds that parts of a run computed for a batch that they learned from, divided by each part's median.
+
+    The first tenth is left out, in which kernels are still loaded. A ValueError where there are no such metrics.
+    """
+    found: list[float] = []
+    for part in read_metrics(RunDirectory(run)):
+        seconds = part.compute[part.learn][part.learn.sum() // 10 :]
+        found += list(seconds / np.median(seconds)) if len(seconds) else []
+    if not found:
+        raise ValueError(f"--jitter-from {run} holds no metrics of training; give the directory of a run.")
+    return found
+
+
+def _scaling(simulation: Simulation) -> str:
+    """The last row of each way, and where it stops scaling."""
+    heads = ["", "devices", "grid", "images/s", "× one", "goodput", "slowest line"]
+    rows, cluster = [[*heads, "stops at", "because of"]], simulation.cluster
+    alone = simulation.rows["DDP"][0].images_per_s
+    for way, found in simulation.rows.items():
+        last, stop = found[-1], limit(found, cluster.devices)
+        speeds = [rate(last.images_per_s), f"{last.images_per_s / alone:.2f}", rate(last.goodput)]
+        there = next(row for row in found if row.devices == (stop or [last.devices])[0])
+        stops = [f"{stop[0]:,} ({rate(there.images_per_s)})", stop[1]] if stop else ["–", "–"]
+        grid = f"{last.stages} × {last.replicas}"
+        rows.append([way, f"{last.devices:,}", grid, *speeds, amount(last.line_bytes), *stops])
+    links = f"links of {speed(cluster.link.bits_per_s)}"
+    if cluster.hosts > 1:
+        links += f", {cluster.hosts} hosts joined by {speed(cluster.line.bits_per_s)}"
+    failures = f"a device fails every {cluster.mtbf_s / 3600:,.4g} h" if cluster.mtbf_s else "no failures"
+    return (
+        f"Simulated: {cluster.devices:,} devices, {links}; {failures}.\nBytes are per batch and direction; a grid is "
+        f"stages × replicas.\nA way stops scaling where twice the devices are not 1.2 times as fast.\n{columns(rows)}"
+    )
 
 
 def _placement(placement: Placement) -> str:

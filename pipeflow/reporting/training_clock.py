@@ -58,4 +58,5 @@ def _border_bytes(config: Config, image: Sequence[int]) -> list[int]:
     event = (channels, height, width)
     with torch.device("meta"):  # shapes need no weights
         parts = cut_steps(family_steps(config.family, event), family_cut(config.cut, config.family), event)
-    return [config.data.batch * config.parallel.bytes_per_image(part.event_out) for part in parts[:-1]]
+    each = [config.parallel.bytes_per_image(part.event_out, config.data.labels) for part in parts[:-1]]
+    return [config.data.batch * size for size in each]

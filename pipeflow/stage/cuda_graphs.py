@@ -115,8 +115,7 @@ class RecordedStep:
             self._record(packet)
         if self._replay_update is None:
             return self._recorder.aside(lambda: self._step.forward(packet, number))
-        for recorded, tensor in zip(self._packet, packet, strict=True):
-            recorded.copy_(tensor)
+        self._packet.fill(packet)
         replay, forwarded = self._forward[min(number, 1)]
         replay()
         return forwarded
@@ -140,7 +139,7 @@ class RecordedStep:
 
     def _record(self, like: Packet) -> None:
         """The first packet of a batch starts the gradient, any other adds to it."""
-        self._packet = Packet(torch.empty_like(like.z), torch.empty_like(like.logp))
+        self._packet = like.each(torch.empty_like)
         allow_recording(self._optimizer)
         for number in range(min(self._packets, 2)):
             self._forward.append(self._recorder.record(partial(self._step.forward, self._packet, number)))

@@ -39,10 +39,10 @@ class PipelineStage(BaseStage):
         """
         assert learn, "end to end, all parts learn"
         started, computed_s = time.perf_counter(), self.engine.seconds
-        packet = self.inbox.recv() if self.engine.first else None
+        packet = self.inbox.recv()
         self.update.optimizer.zero_grad()
         ready = time.perf_counter()
-        loss = self.engine.run(packet)
+        loss = self.engine.run(*packet)
         norm, loss = self.engine.settle(self.update.gradients(), loss)
         wait_s = time.perf_counter() - ready - (self.engine.seconds - computed_s)
         finite = norm.isfinite()
@@ -61,6 +61,8 @@ class PipelineStage(BaseStage):
 class PipelineModule(nn.Module):
     """Consecutive parts as a pipeline's stage: tensors in, tensors out, at the end of the flow nll (B,).
 
+    Labels are not passed on: every process draws them.
+
     Args:
         slices: the parts; of their priors only the model's own takes part.
         last: whether the flow ends here.
@@ -75,13 +77,13 @@ class PipelineModule(nn.Module):
         self.events = slices[0].part.event_in, slices[-1].part.event_out
         self.registered = nn.ModuleList(slices)  # a list by itself has no parameters for PyTorch
 
-    def forward(self, z: Tensor, logp: Tensor) -> Any:
-        packet = Packet(_Contiguous.apply(z), _Contiguous.apply(logp))
+    def forward(self, z: Tensor, logp: Tensor, label: Tensor | None = None) -> Any:
+        packet = Packet(_Contiguous.apply(z), _Contiguous.apply(logp), label)
         for truncated in self.slices:
             packet = truncated.part(packet)
         if self.last:
             return self.slices[-1].nll(packet)
-        return tuple(_Contiguous.apply(tensor) for tensor in packet)
+        return _Contiguous.apply(packet.z), _Contiguous.apply(packet.logp)
 
     def named_global_parameters(self) -> NamedParameters:
         """(global name, parameter) of all that learn end to end, in the order of the model."""

@@ -55,6 +55,7 @@ class Manifest:
             evaluated; None where it was not evaluated, or not on this split.
         versions: of the libraries that computed it.
         files: file name → SHA-256.
+        classes: number of different labels of the data; 0 where it was trained without.
         own: short hashes of the "flow" and "data" that a script has handed over; settings do not tell them apart.
         format: version of this layout.
     """
@@ -74,6 +75,7 @@ class Manifest:
     files: Annotated[dict[str, str], AfterValidator(_all_parts)]
     own: dict[str, str] = field(default_factory=dict)
     validation_bits_per_dim: float | None = None
+    classes: Count = 0
     format: int = FORMAT
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)

@@ -38,11 +38,13 @@ class Chain:
         world: the processes.
         events: shape of a latent after each part.
         digest: of the run's settings; both ends of every border must have the same.
+        labels: whether packets have labels.
     """
 
     world: World
     events: list[Event]
     digest: str
+    labels: bool = False
 
     def mine(self, last: int) -> list[int]:
         """Positions of this process's parts, none after `last`."""
@@ -150,6 +152,7 @@ class Chain:
             staged=world.staged,
             pulse=world.pulse,
             wire=wire,
+            labels=self.labels,
         )
 
     def _share(self, rank: int, images: int, shared: bool) -> range:

@@ -64,7 +64,7 @@ class LocalLink:
         assert not packet.z.requires_grad, "only sealed packets cross a border"
         assert len(self._queue) < self._packets, "the stage after the border has not taken the batch before this one"
         z = packet.z if self._wire is torch.float32 else packet.z.to(self._wire).to(packet.z.dtype)
-        self._queue.append(Packet(z, packet.logp))
+        self._queue.append(packet._replace(z=z))
 
     def recv(self) -> Packet:
         """The packet that was sent."""

@@ -25,8 +25,7 @@ class Direct:
 
     def send(self, packet: Packet, slot: Packet) -> None:
         """Copies a packet to where it is sent from."""
-        slot.z.copy_(packet.z)
-        slot.logp.copy_(packet.logp)
+        slot.fill(packet)
 
     def free(self, number: int) -> None:
         """Buffer `number` may be received into again."""
@@ -61,8 +60,7 @@ class Staged:
         """
         self._stream.wait_stream(self._computing())
         with torch.cuda.stream(self._stream):
-            slot.z.copy_(packet.z, non_blocking=True)
-            slot.logp.copy_(packet.logp, non_blocking=True)
+            slot.fill(packet, non_blocking=True)
         self._event(self._stream).synchronize()
 
     def free(self, number: int) -> None:

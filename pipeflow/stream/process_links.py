@@ -56,6 +56,7 @@ class Border(NamedTuple):
         staged: packets travel through pinned host memory.
         pulse: of this process, which says for whom it waits.
         wire: dtype of latents on their way.
+        labels: whether packets have labels.
     """
 
     name: str
@@ -70,24 +71,26 @@ class Border(NamedTuple):
     staged: bool
     pulse: Pulse
     wire: torch.dtype = torch.float32
+    labels: bool = False
 
     def buffer(self) -> Tensor:
-        """One contiguous buffer of bytes for logp and z of the largest packet."""
-        size = max(self.sizes) * bytes_per_image(self.event, self.wire)
+        """One contiguous buffer of bytes for labels, logp and z of the largest packet."""
+        size = max(self.sizes) * bytes_per_image(self.event, self.wire, self.labels)
         if self.staged:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def used(self, buffer: Tensor, number: int) -> Tensor:
         """What the packet of this number, from 0, takes of a buffer."""
-        return buffer[: self.sizes[number % len(self.sizes)] * bytes_per_image(self.event, self.wire)]
+        return buffer[: self.sizes[number % len(self.sizes)] * bytes_per_image(self.event, self.wire, self.labels)]
 
     def packet(self, buffer: Tensor, number: int) -> Packet:
         """The buffer seen as the packet of this number: z (B, *event) in the dtype of the wire, logp (B,) float32."""
         batch = self.sizes[number % len(self.sizes)]
-        used = self.used(buffer, number)
+        label, used = self.used(buffer, number).tensor_split([8 * batch * self.labels])  # int64 first, for alignment
         logp, z = used[: 4 * batch], used[4 * batch :]
-        return Packet(z.view(self.wire).view(batch, *self.event), logp.view(torch.float32))
+        packet = Packet(z.view(self.wire).view(batch, *self.event), logp.view(torch.float32))
+        return packet._replace(label=label.view(torch.int64)) if self.labels else packet
 
     def staging(self, ring: Sequence[Tensor] = ()) -> Direct | Staged:
         """What lies between the device and the transport; `ring`: the buffers that are received into."""
@@ -197,7 +200,7 @@ class ProcessInbox:
         if self._received < border.packets:
             self._posted = self._post()
         packet = border.packet(self._staging.recv(number % 2), number)
-        return Packet(packet.z.float(), packet.logp)
+        return packet._replace(z=packet.z.float())
 
     def _post(self) -> Any:
         number = self._received

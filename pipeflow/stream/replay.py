@@ -42,7 +42,7 @@ class ReplayOutbox:
 
     def send(self, packet: Packet) -> None:
         """Keeps the packet, and sends it unless the other end has it; `check` raises a LostError after the batch."""
-        self._packets.append(Packet(packet.z.to("cpu", copy=True), packet.logp.to("cpu", copy=True)))
+        self._packets.append(packet.each(lambda tensor: tensor.to("cpu", copy=True)))
         if len(self._packets) > self._taken and self._lost is None:
             try:
                 self._outbox.send(packet)

@@ -27,7 +27,8 @@ def start(state: State, learners: tuple[int, ...]) -> None:
     run, weights, world = state.run, state.weights, state.run.world
     images, seed, size = run.images.train, run.config.seed, run.config.data.init_batch
     index = Batches(images, run.space, seed, size, False, world.device).indices(0)
-    head = InOrder(images, index, run.space, seed, Purpose.INITIALISE, size, world.device)
+    labels = run.images.labels.get("train")
+    head = InOrder(images, index, run.space, seed, Purpose.INITIALISE, size, world.device, labels)
     if weights.joined is not None:
         weights.joined.part.initialise(head.recv())
     else:

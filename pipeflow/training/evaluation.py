@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..data import InOrder, Purpose, Space, share
+from ..data import InOrder, Labels, Purpose, Space, share
 from ..model import Truncated
 from ..stream import Chain, aborted_if_lost, close
 
@@ -60,6 +60,7 @@ def evaluate(
     seed: int,
     batch: int,
     last: int,
+    labels: Labels | None = None,
 ) -> Ledger:
     """Scores the images with the chain; every process must call it, and gets the same ledger.
 
@@ -73,13 +74,14 @@ def evaluate(
         seed: of the dequantisation noise.
         batch: images a packet.
         last: position of the last part to evaluate.
+        labels: (N,) of the images.
     """
     sums: dict[int, dict[str, torch.Tensor]] = {part: {} for part in chain.mine(last)}  # on the device: no host waits
     world = chain.world
     for first, count, size in _equal_batches(len(images), batch, world.replica, world.grid.replicas):
         mine = world.grid.share(world.rank, size)
         index = torch.arange(first, first + count * size).view(count, size)[:, mine.start : mine.stop].flatten()
-        head = InOrder(images, index, space, seed, Purpose.EVALUATE, len(mine) or size, world.device)
+        head = InOrder(images, index, space, seed, Purpose.EVALUATE, len(mine) or size, world.device, labels)
         links = chain.open_links(head, (size,), count, last)
         with aborted_if_lost(links):
             for _ in range(count):
@@ -88,7 +90,7 @@ def evaluate(
                     with torch.no_grad():
                         packet, entries = slices[part].part.ledger(inbox.recv())
                         outbox.send(packet.sealed())
-                        entries["prior"] = slices[part].prior.log_prob(packet.z).double()
+                        entries["prior"] = slices[part].prior.log_prob(packet.z, packet.label).double()
                     for entry, logp in entries.items():
                         sums[part][entry] = sums[part].get(entry, 0.0) + logp.sum()
             close(links)

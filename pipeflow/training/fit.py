@@ -37,7 +37,7 @@ def fit(
         flow: makes the steps of a flow of your own, for settings that give it a name (`flow`); the weights that it
             draws from torch's generator depend on the seed. Every process must make the same.
         data: training and test data of your own, for settings with data.name "own": float (N, *event), or images as
-            uint8 (N, H, W, C). Every process must have the same.
+            uint8 (N, H, W, C); with `data.labels` also a pair of their labels, (N,). Every process must have the same.
 
     Returns:
         What `result.json` in the run directory says.

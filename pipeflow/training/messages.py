@@ -22,7 +22,7 @@ def opening(run: Run) -> str:
     name = config.flow if run.flow else str(config.family)
     lines = [
         f"{config.data.name}: {len(run.images.train)} training{held_out} and {len(run.images.test)} test {what} of "
-        f"{space.shape}",
+        f"{space.shape}{f', {space.classes} classes' * (space.classes > 0)}",
         f"{name}, {run.parameters:,} parameters, {config.cut.parts} parts of {' + '.join(map(str, run.sizes))} "
         f"flow steps on {processes} ({run.world.device.type})",
     ]

@@ -8,8 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
+import numpy as np
+
 from ..config import PhaseConfig, Segment, Turn
-from ..data import Batches, MicroBatches, packet_sizes
+from ..data import Batches, ImageArray, MicroBatches, Points, Space, packet_sizes
 from ..distributed import others_answer
 from ..stage import BaseStage, Report
 from ..storage import END_TO_END, part_stream
@@ -39,7 +41,7 @@ class Mode(ABC):
         keeps_record: whether this process writes the metrics of its stages.
         waits_for_others: whether processes average gradients within a tick.
         sharers: processes, or chains of them, that share every batch with this one.
-        draws: whether this process draws images.
+        draws: whether this process draws images; another one draws labels alone.
         stages: position → stage of this process; empty before `enter`.
     """
 
@@ -89,8 +91,14 @@ class Mode(ABC):
         """The images of this process from batch `first` of the run on: the share of this number of each batch."""
         run = self.state.run
         seed, data, shares = run.config.seed, run.config.data, (share, self.sharers)
-        images = run.training_images if self.draws else run.images.train  # others keep none on their GPU
-        return Batches(images, run.space, seed, data.batch, data.flip, self.world.device, first, shares)
+        labels = run.images.labels.get("train"), data.label_dropout
+        images: ImageArray = np.empty((len(run.images.train), 0), np.float32)
+        space: Space = Points((0,))
+        if self.draws:
+            images, space = run.training_images, run.space
+        return Batches(
+            images, space, seed, data.batch, data.flip and self.draws, self.world.device, first, shares, *labels
+        )
 
 
 class ByParts(Mode):

@@ -46,7 +46,8 @@ class Pauses:
 
     def _score(self, split: Split, images: Images, silent: bool = False) -> Ledger:
         run, slices, last = self._state.run, self._state.weights.slices, max(self._state.progress.learned)
-        ledger = evaluate(run.chain, slices, images, run.space, run.config.seed, run.packet_images, last)
+        space, labels = run.space, run.images.labels.get(split)
+        ledger = evaluate(run.chain, slices, images, space, run.config.seed, run.packet_images, last, labels)
         if not silent:
             self._record.evaluated(ledger, split)
         return ledger

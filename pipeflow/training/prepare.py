@@ -80,7 +80,7 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
     images = images.hold_out(config.data.validation, config.seed)
     space = _space(config.data, images, config.noise)
     if flow is not None:
-        hashes["flow"] = check_flow(flow, config.flow, space.shape)
+        hashes["flow"] = check_flow(flow, config.flow, space.shape, space.classes)
     else:
         with torch.device("meta"):
             steps_of(config.model, space, None)
@@ -92,10 +92,10 @@ def _load(config: Config, flow: Maker | None, data: Splits | None) -> tuple[Imag
 def _space(config: DataConfig, images: ImageSet, noise: float | None) -> Space:
     if images.levels:
         height, width, channels = images.train.shape[1:]
-        return Pixels((channels, height, width), images.levels, config.bits, noise)
+        return Pixels((channels, height, width), images.levels, config.bits, noise, images.classes)
     if config.flip or config.bits != 8:
         raise ValueError("data.flip and data.bits are for images, but the data are points; leave them out.")
-    return Points(images.train.shape[1:])
+    return Points(images.train.shape[1:], images.classes)
 
 
 def _with_micro_batches(world: World, config: Config, space: Space, flow: Maker | None, source: str | None) -> Config:

@@ -120,7 +120,8 @@ class Record:
         _, whole = build(self.run.config.model, self.run.space, self.run.flow)
         whole.load_global_state(tensors)
         flow = Flow([whole.part], whole.prior, self.run.space).to(self.world.device)
-        samples = flow.sample(64, 0.7).cpu()
+        labels = [label for label in range(min(flow.classes, 10)) for _ in range(8)] or None  # a row of each
+        samples = flow.sample(len(labels or range(64)), 0.7, labels=labels).cpu()
         self.directory.samples.mkdir(exist_ok=True)
         write_whole(self.directory.sample(step), sheet_png(samples, levels))
         assert self._board

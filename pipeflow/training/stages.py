@@ -89,7 +89,7 @@ class StageBuilder:
             return stage
         step.model = wrapped
         z = torch.zeros(1, *stage.truncated.part.event_in, device=world.device)
-        blank = Packet(z, torch.zeros(1, device=world.device))
+        blank = Packet(z, z.new_zeros(1), z.new_zeros(1, dtype=torch.int64) if self.state.run.space.classes else None)
         with others_answer(world.pulse, "gradients were not averaged"):
             wrapped(blank)[1].mean().backward()
         stage.update.optimizer.zero_grad()

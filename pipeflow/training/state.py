@@ -51,6 +51,7 @@ class State:
             versions={"torch": torch.__version__, "python": platform.python_version()},
             files={},
             own=run.script_hashes,
+            classes=run.space.classes,
         )
 
 
@@ -64,7 +65,8 @@ def fresh(
 ) -> State:
     """A run that has not begun: this process keeps its own slices and drops the others."""
     slices, whole = build(config.model, space, flow)
-    chain = Chain(world, [slices[part].part.event_out for part in sorted(slices)], config.digest())
+    events = [slices[part].part.event_out for part in sorted(slices)]
+    chain = Chain(world, events, config.digest(), space.classes > 0)
     borders = flow_steps_behind([truncated.part for truncated in slices.values()])
     parameters = sum(parameter.numel() for parameter in whole.parameters())
     run = Run(world, config, images, space, flow, script_hashes or {}, chain, borders, parameters)

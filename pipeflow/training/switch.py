@@ -107,7 +107,8 @@ def _chain_bits(state: State) -> float:
     run, count = state.run, state.run.config.data.batch
     images, last = run.images.train[:count], len(run.chain.events) - 1
     slices, seed = state.weights.slices, run.config.seed
-    ledger = evaluate(run.chain, slices, images, run.space, seed, run.packet_images, last)
+    labels = run.images.labels.get("train")
+    ledger = evaluate(run.chain, slices, images, run.space, seed, run.packet_images, last, labels)
     return ledger.parts[-1]["bits_per_dim"]
 
 
@@ -115,7 +116,8 @@ def _joined_bits(state: State, joined: Truncated) -> float:
     """Bits/dim of the same images, by the joined model."""
     run, count = state.run, state.run.config.data.batch
     index, device, size = torch.arange(count), run.world.device, run.packet_images
-    head = InOrder(run.images.train, index, run.space, run.config.seed, Purpose.EVALUATE, size, device)
+    images, labels = run.images.train, run.images.labels.get("train")
+    head = InOrder(images, index, run.space, run.config.seed, Purpose.EVALUATE, size, device, labels)
     with torch.no_grad():
         nll = torch.cat([joined(head.recv())[1] for _ in range(0, count, size)])
     return bits_per_dim(nll.double().mean(), run.space.dims).item()

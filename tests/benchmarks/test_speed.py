@@ -113,7 +113,8 @@ def test_a_long_run_does_not_grow(tmp_path):
     assert list(found["processes"]) == ["torchrun", "rank 0", "rank 1", "rank 2"]
     for of in found["processes"].values():
         assert all(0 < figures["early"] <= figures["most"] for figures in of.values())
-    found["processes"]["rank 1"]["open_files"]["late"] += 1
+    files = found["processes"]["rank 1"]["open_files"]
+    files["late"] = files["early"] + 1
     assert not is_flat(found)
 
 
@@ -164,6 +165,19 @@ def test_what_is_kept_of_a_run_that_is_killed_again_and_again(tmp_path):
 def test_a_plan_is_compared_with_its_run(tmp_path):
     for row in quick("planning.plan", tmp_path)["rows"]:
         assert all(one["predicted"] > 0 and one["achieved"] > 0 for one in row["runs"])
+
+
+def test_a_simulation_is_compared_with_processes_lines_and_kills(tmp_path):
+    found = quick("planning.simulation", tmp_path)
+    assert [(row["way"], row["processes"]) for row in found["processes"]] == [
+        ("by parts", 2), ("1F1B", 2), ("DDP", 2),
+    ]  # fmt: skip
+    assert [row["way"] for row in found["kills"]] == ["one comes back"]
+    for row in [*found["processes"], *found["lines"], *found["kills"]]:
+        assert row["simulated"] > 0 and row["measured"] > 0
+    for row in [*found["processes"], *found["lines"]]:
+        senders = {"by parts": 1}.get(row["way"], row["processes"])  # end to end both processes send over the line
+        assert row["measured_bytes"] == pytest.approx(senders * row["simulated_bytes"], rel=0.08)
 
 
 def test_a_quick_run_is_kept_only_where_it_is_told_to_be(tmp_path, monkeypatch):

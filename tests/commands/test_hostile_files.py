@@ -225,7 +225,13 @@ MANIFESTS = {
     "begun after its step": manifest(begun=10**9),
 }
 
-EVALUATED = ["a huge image", "an image of another size", "points", "a huge network", "a network of no end"]
+EVALUATED = {
+    **{
+        name: MANIFESTS[name]
+        for name in ("a huge image", "an image of another size", "points", "a huge network", "a network of no end")
+    },
+    "more parts than files": config(cut={"scheme": "explicit", "parts": 3, "at": [1, 2]}),
+}
 
 TENSORS = {
     "no header": header(lambda found, data: b""),
@@ -354,7 +360,10 @@ GROUPS = {
     },
     "manifest": {
         **{name: (damage, TRAIN) for name, damage in MANIFESTS.items()},
-        **{f"evaluated: {name}": (MANIFESTS[name], [*EVALUATE[:1], STEP_10, *EVALUATE[2:]]) for name in EVALUATED},
+        **{
+            f"evaluated: {name}": (damage, [*EVALUATE[:1], STEP_10, *EVALUATE[2:]])
+            for name, damage in EVALUATED.items()
+        },
     },
     "tensors": {
         **{name: (damage, EVALUATE) for name, damage in TENSORS.items()},

@@ -9,6 +9,7 @@ import torch
 
 from pipeflow.config import PhaseConfig
 from pipeflow.data import Batches, DataConfig, InOrder, MicroBatches, Pixels, Purpose, check_enough, resident
+from pipeflow.flow import Packet
 from pipeflow.training import run
 from tests.support.small_runs import fit_in, small_config
 
@@ -147,5 +148,5 @@ def test_packets_of_a_batch_hold_what_the_batch_does(sizes):
     for _ in range(4):
         found = [packets.recv() for _ in sizes]
         assert tuple(len(packet.z) for packet in found) == sizes
-        for expected, pieces in zip(whole.recv(), zip(*found, strict=True), strict=True):
-            assert torch.equal(torch.cat(pieces), expected)
+        expected, together = whole.recv(), Packet.joined(found)
+        assert torch.equal(together.z, expected.z) and torch.equal(together.logp, expected.logp)

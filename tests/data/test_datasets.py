@@ -137,20 +137,21 @@ def idx(path: Path, array: np.ndarray) -> None:
     ],
 )
 def test_what_published_images_look_like_is_known_without_them(root, offline, name, shape, many):
-    assert outline(name, str(root), None) == (shape, 256, many)
+    assert outline(name, str(root), None) == (shape, 256, many, 0)
+    assert outline(name, str(root), None, labels=True) == (shape, 256, many, 100 if name == "cifar100" else 10)
     assert not offline and not root.exists()
     with pytest.raises(ValueError, match=r"data\.image_size is 5"):
         outline(name, str(root), 5)
 
 
 def test_an_outline_is_that_of_the_images(tmp_path):
-    assert outline("digits", None, None) == ((1, 8, 8), 17, 1500)
+    assert outline("digits", None, None) == ((1, 8, 8), 17, 1500, 0)
     np.save(tmp_path / "train.npy", np.zeros((7, 6, 6, 3), np.uint8))
     np.save(tmp_path / "test.npy", np.zeros((2, 6, 6, 3), np.uint8))
-    assert outline("npy", str(tmp_path), None) == ((3, 6, 6), 256, 7)
+    assert outline("npy", str(tmp_path), None) == ((3, 6, 6), 256, 7, 0)
     raw = needs(DATA / "FashionMNIST" / "raw")
     images = load("fashion_mnist", str(raw.parents[1]), None)
-    assert outline("fashion_mnist", None, None) == ((1, 28, 28), images.levels, len(images.train))
+    assert outline("fashion_mnist", None, None) == ((1, 28, 28), images.levels, len(images.train), 0)
 
 
 def test_mnist_keeps_28_pixels(root, offline):

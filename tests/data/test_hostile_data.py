@@ -56,7 +56,7 @@ def png(width, height, *chunks, data=b""):
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
-BOMB = zlib.compress(bytes(500_000_000), 1)
+BOMB = zlib.compress(bytes(100_000_000), 1)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(outside/ran) (w) file closefile\n%%EOF\n"
 IMAGES = {
     "60,000 x 60,000 pixels": image(png(60_000, 60_000)),
@@ -64,8 +64,8 @@ IMAGES = {
     "2 to the 31 pixels wide": image(png((1 << 31) - 1, 1)),
     "no pixels": image(png(0, 0)),
     "cut off": image(png(16, 16, data=os.urandom(1000))[:60]),
-    "a text of 500 MB": image(png(16, 16, (b"zTXt", b"a\0\0" + BOMB))),
-    "colours of 500 MB": image(png(16, 16, (b"iCCP", b"a\0\0" + BOMB), data=b"none")),
+    "a text of 100 MB": image(png(16, 16, (b"zTXt", b"a\0\0" + BOMB))),
+    "colours of 100 MB": image(png(16, 16, (b"iCCP", b"a\0\0" + BOMB), data=b"none")),
     "no data": image(png(16, 16, data=b"none")),
     "nothing in it": image(b""),
     "a picture that is a program": image(EPS),

@@ -66,6 +66,7 @@ def test_purposes_are_pinned():
         "INITIALISE": 5,
         "SAMPLE": 6,
         "VALIDATION": 7,
+        "LABEL": 8,
     }
 
 

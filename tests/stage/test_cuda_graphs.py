@@ -44,8 +44,8 @@ class Images:
 
     def recv(self):
         if not self.waiting:
-            z, logp = self.batch()
-            self.waiting = [Packet(*pair) for pair in zip(z.chunk(self.packets), logp.chunk(self.packets), strict=True)]
+            batch, size = self.batch(), 6 // self.packets
+            self.waiting = [batch.take(range(first, first + size)) for first in range(0, 6, size)]
         return self.waiting.pop(0)
 
     def batch(self):
@@ -53,7 +53,8 @@ class Images:
         generator = torch.Generator().manual_seed(self.count)
         z = torch.rand(6, *IMAGE, generator=generator) - 0.5
         z[0, 0, 0, 0] = math.nan if self.count in BAD else z[0, 0, 0, 0]
-        return Packet(z.to(self.device), torch.arange(6.0, device=self.device))
+        z, label = z.to(self.device), torch.randint(0, 9, (6,), generator=generator).to(self.device)
+        return Packet(z, torch.arange(6.0, device=self.device), label)
 
 
 class Kept(Discard):
@@ -63,7 +64,7 @@ class Kept(Discard):
         self.packets = []
 
     def send(self, packet):
-        self.packets.append(Packet(packet.z.clone(), packet.logp.clone()))
+        self.packets.append(packet.each(torch.Tensor.clone))
 
 
 def make_stage(device, activations="keep", name="adam", fused=True, adaptive=False, packets=1):

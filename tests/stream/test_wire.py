@@ -82,6 +82,6 @@ def test_a_local_link_rounds_the_latent_alone():
     link = LocalLink(torch.bfloat16)
     third = torch.full((2, 3), 1 / 3)
     link.send(Packet(third, third[:, 0]))
-    z, logp = link.recv()
+    z, logp, label = link.recv()
     assert z.dtype == torch.float32 and torch.equal(z, third.bfloat16().float()) and not torch.equal(z, third)
-    assert torch.equal(logp, third[:, 0])
+    assert torch.equal(logp, third[:, 0]) and label is None

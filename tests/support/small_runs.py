@@ -14,6 +14,8 @@ FLOWS: dict[str, dict[str, Any]] = {  # six flow steps each
     "jet": {"flow": "jet", "jet": JetConfig(couplings=6, depth=1, width=8, heads=2, patch=2)},
     "tarflow": {"flow": "tarflow", "tarflow": TarFlowConfig(blocks=6, depth=1, width=8, heads=2, patch=4)},
 }
+LABELS = DataConfig(batch=12, init_batch=32, labels=True, label_dropout=0.3)
+FLOWS |= {f"{flow} with labels": {**FLOWS[flow], "data": LABELS} for flow in ("jet", "tarflow")}
 
 
 def small_config(run: Path, phases: list[PhaseConfig], batch: int = 12, **others: Any) -> Config:

@@ -36,6 +36,7 @@ class Case(NamedTuple):
 EVERYONE = (0, 1, 2)
 PACKETS = ("--parallel.micro_batches", "3")
 HEADS = ("--cut.provisional_prior", "flow")
+LABELS = ("--flow", "jet", "--jet", "{couplings: 6, depth: 1, width: 8, heads: 2, patch: 2}", "--data.labels", "true")
 
 
 def kill_the_two_behind(scene: Scene) -> None:
@@ -98,6 +99,7 @@ CASES = {
     "two at once": Case(3, kill_the_two_behind, 9, 0, again=(1, 2)),
     "another while they meet again": Case(3, killed_and_then_another, 4, 1, again=(1, 2)),
     "behind heads": Case(3, kill, 9, 1, words=HEADS),
+    "with labels": Case(3, kill, 9, 1, words=(*LABELS, *HEADS, *PACKETS)),
     "between packets, head": Case(3, killed_between_packets, 9, 0, words=PACKETS),
     "between packets, middle": Case(3, killed_between_packets, 3, 1, words=PACKETS),
     "between packets, tail": Case(3, killed_between_packets, 9, 2, words=PACKETS),

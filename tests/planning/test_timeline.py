@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from pipeflow.planning.pipeline_simulation import Operation, Stages, order, period
+from pipeflow.planning.timeline import Operation, Stages, order, period
 
 
 def words(operations):
