@@ -25,7 +25,8 @@ _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 def run_in_child(work: Callable[[], int], restarts: int, final: tuple[int, ...]) -> int:
     """Does the work in a forked process, and again in another one after a fault.
 
-    SIGTERM and SIGUSR1 go on to the child, which is not started again after one. It gets SIGKILL if this process ends.
+    SIGTERM and SIGUSR1 go on to the child, which is not started again after one, nor where the process is gone that has
+    started this one: torchrun, and with it the store. The child gets SIGKILL if this process ends.
 
     Args:
         work: returns an exit code.
@@ -38,7 +39,7 @@ def run_in_child(work: Callable[[], int], restarts: int, final: tuple[int, ...])
     if not restarts:
         return work()
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # PyTorch imports its compiler when an optimizer is made
-    child, asked, before = 0, False, int(os.environ.get(RESTARTS, "0"))
+    child, asked, before, starter = 0, False, int(os.environ.get(RESTARTS, "0")), os.getppid()
 
     def forward(number: int, _: FrameType | None) -> None:
         nonlocal asked
@@ -65,7 +66,7 @@ def run_in_child(work: Callable[[], int], restarts: int, final: tuple[int, ...])
             signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             child = 0
-            if code in final or asked:
+            if code in final or asked or os.getppid() != starter:
                 break
     finally:
         for number, handler in handlers.items():

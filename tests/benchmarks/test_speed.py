@@ -158,7 +158,7 @@ def test_what_is_kept_of_a_run_that_is_killed_again_and_again(tmp_path):
     found = quick("robustness.goodput", tmp_path)
     for mode in ("rejoin", "all"):
         row = found["modes"][mode]
-        assert row["same_bits"] and row["failures"] >= 1 and 0 < row["goodput"] < 1
+        assert row["same_bits"] and row["failures"] >= 1 and row["goodput"] > 0
         assert all(outage["seconds"] > 0 and outage["ranks"] for outage in row["outages"])
 
 
@@ -178,6 +178,14 @@ def test_a_simulation_is_compared_with_processes_lines_and_kills(tmp_path):
     for row in [*found["processes"], *found["lines"]]:
         senders = {"by parts": 1}.get(row["way"], row["processes"])  # end to end both processes send over the line
         assert row["measured_bytes"] == pytest.approx(senders * row["simulated_bytes"], rel=0.08)
+
+
+def test_the_simulated_scale_begins_with_what_one_device_was_measured_to_do(tmp_path):
+    found = quick("planning.scale", tmp_path)
+    assert set(found["measured_step_s"]) == {"64", "512"} and len(found["places"]) == 3
+    for ways in found["places"].values():
+        assert 64 / ways["DDP"][0]["images_per_s"] == pytest.approx(found["measured_step_s"]["64"])
+        assert {row["devices"] for row in ways["by parts"]} >= {1, 2, 4, 8}
 
 
 def test_a_quick_run_is_kept_only_where_it_is_told_to_be(tmp_path, monkeypatch):

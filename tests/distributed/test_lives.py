@@ -59,6 +59,23 @@ def waits(directory, life):
         time.sleep(1)
 
 
+def loses_the_starter(directory, life):
+    starter = os.getpgid(0)
+    (directory / "ready").touch()
+    while os.path.exists(f"/proc/{starter}"):
+        time.sleep(0.01)
+    return 1
+
+
+def start_and_leave(directory, restarts, fault):
+    """Begins a supervisor, and ends once it has begun the work."""
+    os.setpgid(0, 0)
+    if not os.fork():
+        supervise(directory, restarts, fault)
+    ready(directory)
+    os._exit(0)
+
+
 def started(directory, restarts, fault):
     process = CONTEXT.Process(target=supervise, args=(directory, restarts, fault))
     process.start()
@@ -109,6 +126,17 @@ def test_a_request_to_stop_is_handed_on_and_nothing_is_begun_again(fault, code, 
     os.kill(process.pid, signal.SIGTERM)
     process.join(timeout=60)
     assert process.exitcode == code and len(lives(tmp_path)) == 1
+
+
+def test_without_the_one_that_has_started_it_nothing_is_begun_again(tmp_path):
+    process = CONTEXT.Process(target=start_and_leave, args=(tmp_path, 5, loses_the_starter))
+    process.start()
+    process.join(timeout=60)
+    parent, deadline = (tmp_path / "parent").read_text(), time.monotonic() + 60
+    while os.path.exists(f"/proc/{parent}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(lives(tmp_path)) == 1
 
 
 def test_the_one_that_works_ends_with_the_one_that_waits(tmp_path):

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 import pipeflow
 from pipeflow.config import PhaseConfig
+from pipeflow.data import Pixels
 from pipeflow.data.datasets import load as load_images
 from pipeflow.flow import ActNorm, FlowPrior, Packet, Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, HeadConfig, UserFlow, bits_per_dim
@@ -26,17 +27,13 @@ GLOW = GlowConfig(levels=3, steps=4, hidden=8)
 IMAGE = (1, 8, 8)
 
 
-class Space:  # noqa: D101
-    shape = IMAGE
-
-
 def settings(at, **head):
     cut = CutConfig("explicit", len(at) + 1, list(at), "flow", HeadConfig(**head))
     return ModelSettings("glow", GLOW, cut, "fp32", "contiguous", 0)
 
 
 def slices(at=(2, 8, 10), **head):
-    return list(build(settings(at, **head), Space())[0].values())
+    return list(build(settings(at, **head), Pixels(IMAGE))[0].values())
 
 
 @pytest.fixture(params=["random", "model"])
@@ -91,12 +88,12 @@ def test_a_head_can_begin_as_what_it_stands_for(conv1x1, hidden):
     like, random = (
         dataclasses.replace(settings((2,), hidden=hidden, start=start), family=glow) for start in ("model", "random")
     )
-    part, following = build(like, Space())[0].values()
+    part, following = build(like, Pixels(IMAGE))[0].values()
     z = torch.randn(5, *part.part.event_out)
     packet, left = following.part.encode(Packet(z, torch.zeros(5)))
     expected = torch.cat([eps.flatten(1) for eps in (*left.values(), packet.z)], 1).view(z.shape)
     torch.testing.assert_close(part.prior.standardise(z), expected, rtol=0, atol=1e-4)
-    other = build(random, Space())[0][0].prior
+    other = build(random, Pixels(IMAGE))[0][0].prior
     assert not torch.allclose(other.standardise(z), expected, atol=1e-2)
     firsts = part.prior.chain()[0], following.part.chain()[0][1], other.chain()[0]
     own, model, drawn = (step.coupling.network[2].weight for step in firsts)
@@ -245,11 +242,13 @@ def test_a_head_of_no_size(head):
 def test_a_flow_without_heads():
     cut = CutConfig("explicit", 2, [1], "flow")
     with pytest.raises(ValueError, match="comes without heads"):
-        build(ModelSettings("mine", GLOW, cut, "fp32", "contiguous", 0), Space(), lambda: [ActNorm(1), ActNorm(1)])
+        build(
+            ModelSettings("mine", GLOW, cut, "fp32", "contiguous", 0), Pixels(IMAGE), lambda: [ActNorm(1), ActNorm(1)]
+        )
 
 
 def test_heads_of_ones_own():
     flow = UserFlow(lambda: [ActNorm(1), ActNorm(1)], lambda event: [ActNorm(event[0])])
     cut = CutConfig("explicit", 2, [1], "flow")
-    pieces, _ = build(ModelSettings("mine", GLOW, cut, "fp32", "contiguous", 0), Space(), flow)
+    pieces, _ = build(ModelSettings("mine", GLOW, cut, "fp32", "contiguous", 0), Pixels(IMAGE), flow)
     assert [type(step) for step in pieces[0].prior.chain()] == [ActNorm]

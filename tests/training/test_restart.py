@@ -134,13 +134,13 @@ def test_a_worker_that_was_stopped_ends_the_run(tmp_path):
     assert re.search(r"part 2 \(rank 1\), last heard of at step \d+: no sign of life", line), line
 
 
-@pytest.mark.parametrize("words", [[], ["--parallel.restarts", "3"]], ids=["workers", "with processes that wait"])
 @pytest.mark.parametrize(
-    ("number", "says"),
+    ("number", "says", "words"),
     [
-        (signal.SIGKILL, "the store where the processes meet is gone"),
-        (signal.SIGSTOP, "the store where the processes meet has not answered for"),
-        (signal.SIGINT, "interrupted; --resume auto goes on"),
+        (signal.SIGKILL, "the store where the processes meet is gone", []),
+        (signal.SIGKILL, "the store where the processes meet is gone", ["--parallel.restarts", "3"]),
+        (signal.SIGSTOP, "the store where the processes meet has not answered for", []),
+        (signal.SIGINT, "interrupted; --resume auto goes on", []),
     ],
 )
 def test_what_becomes_of_workers_whose_torchrun_is_lost(number, says, words, undisturbed, tmp_path):
