@@ -20,7 +20,7 @@ from pipeflow.data import MicroBatches, packet_sizes
 from pipeflow.distributed import World
 from pipeflow.distributed.pipeline_1f1b import timed_stage
 from pipeflow.flow import Packet
-from pipeflow.model import bits_per_dim
+from pipeflow.model import bits_per_dim, set_packets
 from pipeflow.stage import PipelineModule, make_optimizer
 from pipeflow.stream import Discard, close
 
@@ -149,6 +149,7 @@ class TorchPipeline(Approach):
         super().__init__(workload, world)
         assert workload.batch % micro == 0, (workload.batch, micro)
         self._truncated = workload.build()[0][world.rank]
+        set_packets(self._truncated, micro)
         self._last = world.rank == world.size - 1
         shapes = (self._truncated.part.event_in, self._truncated.part.event_out)
         module, position = PipelineModule([self._truncated], self._last), (world.rank, world.size)

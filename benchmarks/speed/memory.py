@@ -9,7 +9,9 @@ connections). Weights, gradients, Adam's moments, activations and buffers of mes
 ActNorm's start are not. What varies is the number of processes (= parts), the batch, the depth of the flow, and what
 is kept for the backward pass (`--activations` of a run, for every approach). By parts and 1F1B are measured with
 several numbers of micro-batches, and images per second beside them: a batch in more packets needs less memory and more
-time. A process may keep a few MiB that its allocator did not hand back: ignore small differences.
+time. Last come the tables in Markdown and, computed from shapes as `parallel.micro_batches: auto` does, the largest
+batch and image that fit into a given memory with one packet per batch and with packets of one image. A process may keep
+a few MiB that its allocator did not hand back: ignore small differences.
 """
 
 from dataclasses import asdict, replace
@@ -19,7 +21,9 @@ from benchmarks.lib.results import about, axes, keep, make_parser, table
 from benchmarks.lib.workload import Workload
 from benchmarks.speed.approaches import NAMES
 from benchmarks.speed.runner import Runner
+from pipeflow.config import Config
 from pipeflow.model import Activations
+from pipeflow.planning.micro_batches import USABLE, need
 
 FULL = Workload(levels=3, steps=4, hidden=128, size=32, batch=48)
 QUICK = Workload(levels=2, steps=2, hidden=32, size=16, batch=8)
@@ -88,6 +92,44 @@ def show(found: dict[str, Any]) -> None:
     print(table(["", "by process", "worst", "times parts", "resident in all", "images/s"], rows), flush=True)
 
 
+def markdown(points: list[dict[str, Any]]) -> str:
+    """MiB for training in the worst process, and images/s, of each approach: a table for each thing that varies."""
+    tables = []
+    for key in dict.fromkeys(point["varied"] for point in points):
+        line = [point for point in points if point["varied"] == key]
+        heads = [str(point["processes"] if key == "processes" else point["workload"][key]) for point in line]
+        cells = [
+            {label(one): f"{one['worst_bytes'] / MIB:.0f}; {one['images_per_s']:.0f}" for one in point["approaches"]}
+            for point in line
+        ]
+        rows = [["MiB; images/s, by " + key, *heads], ["---"] * (len(heads) + 1)]
+        names = dict.fromkeys(name for column in cells for name in column)
+        rows += [[name, *(column.get(name, "–") for column in cells)] for name in names]
+        tables.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(tables)
+
+
+def largest(workload: Workload, memory: int) -> dict[str, Any]:
+    """The largest batch, and the largest side of a batch's images, that fit into so many bytes per process."""
+    config = Config(activations=workload.activations)
+    needs = [need(truncated, config) for truncated in workload.build()[0]]
+
+    def images(scale: float = 1.0) -> int:
+        return int(min((USABLE * memory - one.fixed) / (scale * one.per_image) for one in needs))
+
+    def side(per_packet: int) -> int:
+        sides = range(8, 4097, 8)  # what a step keeps grows with the pixels
+        return max((one for one in sides if images((one / workload.size) ** 2) >= per_packet), default=0)
+
+    return {
+        "memory_bytes": memory,
+        "activations": workload.activations,
+        "batch_in_one_packet": max(0, images()),
+        "side_in_one_packet": side(workload.batch),
+        "side_with_an_image_per_packet": side(1),
+    }
+
+
 def draw(points: list[dict[str, Any]]) -> Any:
     varied = list(dict.fromkeys(point["varied"] for point in points))
     figure, panels = axes(1, len(varied), figsize=(4 * len(varied), 3.8), sharey=True, squeeze=False)
@@ -118,8 +160,16 @@ def main() -> None:
             known[processes, workload] = measure(workload, processes, seconds, settings)
             show(known[processes, workload])
         points.append({"varied": varied, **known[processes, workload]})
+    print(f"\n{markdown(points)}\n")
+    if args.quick:
+        fitting = [largest(replace(QUICK, cut=(2,)), 64 * MIB)]
+    else:
+        kinds = [replace(FULL, activations=kept).balanced(2) for kept in get_args(Activations)]
+        fitting = [largest(kind, memory * MIB) for kind in kinds for memory in (64, 256, 1024)]
+    print("Largest batch and side of its images, 2 processes, computed; in packets of one image any batch fits:")
+    print(table(list(fitting[0]), [list(one.values()) for one in fitting]))
     config = {"settings": settings, "seconds": seconds, "threads_per_process": 1}
-    keep("memory", {**about(config), "points": points}, args, draw(points))
+    keep("memory", {**about(config), "points": points, "largest": fitting}, args, draw(points))
 
 
 if __name__ == "__main__":

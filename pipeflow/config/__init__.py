@@ -4,7 +4,7 @@ from .config import Config
 from .describe import Setting, describe
 from .parser import from_dict, parse_resume
 from .phases import EndToEndConfig, PhaseConfig
-from .resume_settings import Resume, settle, settled_restarts
+from .resume_settings import Resume, settle, settled_restarts, with_recorded_micro_batches
 from .schedule import Segment, Turn, lessons, micro_batches, multiples, phase_steps, segments, stops, turns
 from .yaml_text import read_file
 
@@ -29,4 +29,5 @@ __all__ = [
     "settled_restarts",
     "stops",
     "turns",
+    "with_recorded_micro_batches",
 ]

@@ -122,9 +122,9 @@ class Config:
                     f"Phase {number} lists {len(phase.lr)} learning rates for {self.cut.parts} parts (cut.parts)."
                 )
         unit = lcm(*self._check_replicas())
-        if self.cuda_graphs and self.data.batch // unit % self.parallel.micro_batches:
+        if self.cuda_graphs and self.data.batch // unit % self.parallel.packets:
             raise ValueError(
-                f"cuda_graphs is on, but {self.parallel.micro_batches} micro-batches (parallel.micro_batches) of "
+                f"cuda_graphs is on, but {self.parallel.packets} micro-batches (parallel.packets) of "
                 f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
             )
         if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
@@ -156,9 +156,9 @@ class Config:
                 f"{given}, but the replicas of each part cannot share a batch of {batch} images (data.batch) evenly; "
                 f"the nearest that they can is {max(1, round(batch / unit)) * unit}."
             )
-        if self.parallel.micro_batches > batch // unit:
+        if self.parallel.packets > batch // unit:
             raise ValueError(
-                f"{given}, and parallel.micro_batches {self.parallel.micro_batches}, but a batch of {batch} images "
+                f"{given}, and parallel.micro_batches {self.parallel.packets}, but a batch of {batch} images "
                 f"(data.batch) makes at most {batch // unit} packets that each part can share evenly."
             )
         if self.end_to_end.engine == "pipeline" and any(phase.schedule == "end_to_end" for phase in self.phases):
@@ -185,9 +185,9 @@ class Config:
                 f"data.batch is {self.data.batch}, which {sharers} {kind} cannot share evenly{where}; "
                 f"the nearest that they can is {max(1, round(self.data.batch / sharers)) * sharers}."
             )
-        if self.parallel.micro_batches > self.data.batch // sharers:
+        if self.parallel.packets > self.data.batch // sharers:
             raise ValueError(
-                f"parallel.micro_batches is {self.parallel.micro_batches}, but {sharers} {kind} that share a batch of "
+                f"parallel.micro_batches is {self.parallel.packets}, but {sharers} {kind} that share a batch of "
                 f"{self.data.batch} images (data.batch) have {self.data.batch // sharers} each."
             )
         if pipelined:

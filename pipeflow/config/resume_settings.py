@@ -62,7 +62,15 @@ def settle(
     if config.cut.scheme == "balanced" and len(at) == config.cut.parts - 1:
         cut = dataclasses.replace(config.cut, scheme="explicit", at=at)  # measured once
         config = dataclasses.replace(config, cut=cut)
-    return config, origin or "auto"
+    return with_recorded_micro_batches(config, then), origin or "auto"
+
+
+def with_recorded_micro_batches(config: Config, recorded: dict[str, Any]) -> Config:
+    """The settings, where they leave the number of micro-batches open with the one that was chosen for a run before."""
+    count = recorded.get("parallel", {}).get("micro_batches")
+    if config.parallel.micro_batches != "auto" or not isinstance(count, int):
+        return config
+    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, micro_batches=count))
 
 
 def settled_restarts(arguments: Sequence[str] | None, base: Config | None = None) -> int:

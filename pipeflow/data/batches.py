@@ -6,7 +6,7 @@ shapes are static, the place in the data is one integer, and a process that shar
 """
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -109,12 +109,13 @@ class Batches:
     def close(self, early: bool = False) -> None:
         """Nothing is on its way."""
 
-    def at(self, t: int) -> Packet:
-        """Batch t, whatever was asked for before."""
+    def at(self, t: int, within: slice = slice(None)) -> Packet:
+        """Batch t, whatever was asked for before; or those images of this process's share that lie `within`."""
         i, n = self.shard
         share = self.batch // n
         first = t * self.batch + i * share
-        return Packet.joined([self._packet(epoch, index) for epoch, index in self._pieces(first, first + share)])
+        taken = range(first, first + share)[within]
+        return Packet.joined([self._packet(*piece) for piece in self._pieces(taken.start, taken.stop)])
 
     def indices(self, t: int) -> Tensor:
         """Numbers of the images of batch t, (B,), over all processes that share it."""
@@ -154,7 +155,7 @@ def packet_sizes(batch: int, packets: int) -> tuple[int, ...]:
 
 
 class MicroBatches:
-    """The batches of an inbox, each cut into packets.
+    """The batches of an inbox, each drawn packet by packet: noise takes several times the memory of its images.
 
     Args:
         batches: the inbox.
@@ -162,15 +163,16 @@ class MicroBatches:
     """
 
     def __init__(self, batches: Batches, sizes: tuple[int, ...]) -> None:
-        self._batches, self._sizes = batches, sizes
-        self._packets: list[Packet] = []
+        self._batches = batches
+        self._packets = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        self._number = 0
 
     def recv(self) -> Packet:
         """The next packet."""
-        if not self._packets:
-            batch, ends = self._batches.recv(), list(accumulate(self._sizes, initial=0))
-            self._packets = [batch.take(range(*borders)) for borders in pairwise(ends)]
-        return self._packets.pop(0)
+        packet = self._batches.at(self._batches.position, self._packets[self._number])
+        self._number = (self._number + 1) % len(self._packets)
+        self._batches.position += self._number == 0
+        return packet
 
     def close(self, early: bool = False) -> None:
         """Nothing is on its way."""

@@ -5,9 +5,9 @@ Only this package and stream import torch.distributed.
 
 from .blame import blame
 from .data_parallel import average_gradients, equalise, full_tensor, local_tensor, shard, spread_like
-from .device import choose_device
+from .device import available_memory, choose_device
 from .graceful_stop import Stop
-from .grid import grid, overlap, owners, unequal
+from .grid import Grid, grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
 from .lives import RESTARTS, run_in_child
 from .malloc import keep_memory
@@ -25,6 +25,7 @@ __all__ = [
     "RESTARTS",
     "WIRES",
     "Engine",
+    "Grid",
     "Members",
     "ParallelConfig",
     "Pulse",
@@ -32,6 +33,7 @@ __all__ = [
     "Stop",
     "Watch",
     "World",
+    "available_memory",
     "average_gradients",
     "blame",
     "bytes_per_image",

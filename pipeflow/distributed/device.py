@@ -1,10 +1,19 @@
 """The device of this process, and the backend that carries its tensors to others."""
 
 import os
+import re
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from .settings import ParallelConfig
+
+# (limit, used) of versions 2 and 1, as a container sees its own.
+_CONTROL_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -22,6 +31,24 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that this process may take: an equal share, for the processes of this host that use it, of what is free.
+
+    On the CPU that is what the system calls available, or less where a control group allows less.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / max(1, -(-processes // torch.cuda.device_count()))
+    free = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        free += [1024.0 * int(found[1])] if found else []
+    for limit, used in _CONTROL_GROUPS:
+        with suppress(OSError, ValueError):  # there is none, or its limit is "max"
+            free.append(float(int(Path(limit).read_text()) - int(Path(used).read_text())))
+    return max(0.0, min(free)) / processes
 
 
 def choose_backend(config: ParallelConfig, device: torch.device) -> str:

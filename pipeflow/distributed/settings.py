@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ..settings import AtLeast0, AtLeast1, NotNegative, Positive, settings
+from ..units import bytes_of
 
 
 @settings("parallel")
@@ -20,7 +21,10 @@ class ParallelConfig:
         depth: packets in flight over a border before the sender waits.
         micro_batches: packets per batch. Each goes forward, is sent on and goes backward before the next, and a part
             updates after the last, so that its activations take the memory of one packet. Sizes differ by at most one
-            image. An end-to-end pipeline has `end_to_end.micro_batches` instead.
+            image. An end-to-end pipeline has `end_to_end.micro_batches` instead. "auto" takes the fewest that fit into
+            the memory of every process; decided once, when the run begins.
+        memory: of a process's device, such as "80GB", for `auto` and for plans; None takes what is free there, on the
+            CPU an equal share of it for each process of the host.
         threads: intra-op threads per part on the CPU; the same however many processes there are.
         replicas: chains of parts side by side, each on its own share of every batch; None takes as many as the
             processes make. A list, one number per part, gives each part so many processes, which share its packets.
@@ -37,7 +41,8 @@ class ParallelConfig:
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     depth: AtLeast1 = 2
-    micro_batches: AtLeast1 = 1
+    micro_batches: AtLeast1 | Literal["auto"] = 1
+    memory: str | None = None
     threads: AtLeast1 = 1
     replicas: AtLeast1 | list[AtLeast1] | None = None
     timeout_s: Positive = 600.0
@@ -45,6 +50,18 @@ class ParallelConfig:
     rejoin_s: NotNegative = 0.0
     restarts: AtLeast0 = 0
     wire: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            try:
+                bytes_of(self.memory)
+            except ValueError as error:
+                raise ValueError(f"parallel.memory: {error}") from None
+
+    @property
+    def packets(self) -> int:
+        """Packets per batch; 1 as long as `auto` has not been decided."""
+        return 1 if self.micro_batches == "auto" else self.micro_batches
 
     def bytes_per_image(self, event: Sequence[int], labels: bool = False) -> int:
         """Bytes that one image takes over a border while training by parts, if its latent has the shape `event`."""

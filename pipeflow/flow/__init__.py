@@ -2,7 +2,7 @@
 
 from .actnorm import ActNorm
 from .conv1x1 import LUConv1x1, PlainConv1x1, at_every_pixel, inverses
-from .coupling import AdditiveCoupling, AffineCoupling
+from .coupling import AdditiveCoupling, AffineCoupling, CouplingNetwork
 from .flow_prior import FlowPrior
 from .fused import mix, on_gpu
 from .jet import SPATIAL, JetCoupling, channel_order, spatial_order
@@ -24,6 +24,7 @@ __all__ = [
     "AffineCoupling",
     "BatchedStep",
     "ChannelGaussian",
+    "CouplingNetwork",
     "Event",
     "FlowPrior",
     "JetCoupling",

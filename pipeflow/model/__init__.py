@@ -7,7 +7,7 @@ from .families import FAMILIES, Family, family_caution, family_cut, family_steps
 from .flow_model import Flow, Glow, LabelsLike, check_labels
 from .glow import GlowConfig, glow_steps
 from .jet import JetConfig
-from .precision import Layout, Precision, set_precision, set_tensor_cores
+from .precision import Layout, Precision, set_packets, set_precision, set_tensor_cores
 from .slot_names import SLOT, averaged, is_average
 from .tarflow import TarFlowConfig
 from .truncated import Truncated, bits_per_dim, global_state
@@ -56,6 +56,7 @@ __all__ = [
     "make_passage",
     "provisional_prior",
     "scheme_cut",
+    "set_packets",
     "set_precision",
     "set_tensor_cores",
     "steps_of",

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..flow import AdditiveCoupling, AffineCoupling, Transformer
+from ..flow import AdditiveCoupling, AffineCoupling, CouplingNetwork, Transformer
 from .families import FAMILIES
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -32,6 +32,13 @@ def set_precision(flow: nn.Module, precision: Precision, layout: Layout = "conti
             module.autocast = torch.bfloat16 if precision == "bf16" else None
         if isinstance(module, AffineCoupling | AdditiveCoupling):
             module.channels_last = layout == "channels_last"
+
+
+def set_packets(flow: nn.Module, packets: int) -> None:
+    """Tells the coupling networks of a flow how many packets a batch is."""
+    for module in flow.modules():
+        if isinstance(module, CouplingNetwork):
+            module.in_packets = packets > 1
 
 
 def set_tensor_cores(precision: Precision, flow: str = "glow") -> None:

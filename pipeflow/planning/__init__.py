@@ -5,6 +5,7 @@ from .cluster import CLUSTER_OPTIONS, Cluster, elapsed
 from .forecast import Forecast, compare
 from .make_plan import make_plan
 from .measure import measure_steps
+from .micro_batches import with_chosen_micro_batches
 from .placement import Placement, place_processes
 from .plan import Plan
 from .profile import Link, Profile

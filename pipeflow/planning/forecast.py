@@ -123,7 +123,7 @@ def part_memory(
     counts, packets = per_part(replicas, len(at) + 1), profile.border_bytes(at)
     found = []
     for cost, count, arriving, leaving in zip(profile.parts(at), counts, [0, *packets], [*packets, 0], strict=True):
-        images = packet_sizes(share(batch, count), parallel.micro_batches)[0]
+        images = packet_sizes(share(batch, count), parallel.packets)[0]
         packets_bytes = images * (2 * arriving + parallel.depth * leaving)
         found.append(profile.memory(cost, images, images) + packets_bytes + _bucket_bytes(cost, count))
     return found

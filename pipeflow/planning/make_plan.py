@@ -1,5 +1,6 @@
 """Settings of a run → its plan: what can be refused is refused, steps are measured, and a cut is chosen."""
 
+import dataclasses
 import os
 import platform
 import time
@@ -9,11 +10,13 @@ import torch
 
 from ..config import Config, turns
 from ..data import Pixels, check_enough, outline
-from ..distributed import choose_device, intra_op_threads, unequal
+from ..distributed import choose_device, grid, intra_op_threads, unequal
 from ..model import FAMILIES, family_cut, family_steps
+from ..units import bytes_of
 from .balance import balanced_cut
 from .cluster import make_cluster
 from .forecast import per_part, share
+from .micro_batches import with_chosen_micro_batches
 from .placement import place_processes
 from .plan import Plan
 from .profile import Link
@@ -34,7 +37,7 @@ def make_plan(
     Args:
         config: the settings of the run.
         link: speed between two devices in each direction, in bits per second.
-        memory: bytes of a device; None takes those of the device that is measured, or of this host.
+        memory: bytes of a device; None takes `parallel.memory`, or those of the measured device or of this host.
         hosts, gpus_per_host: a grid with one process per GPU; None plans for a device per part and replica.
         cluster: `devices`, and more of the options of `make_cluster`, for a simulation.
 
@@ -79,6 +82,13 @@ def make_plan(
     else:
         at = family_cut(config.cut, config.family)
     name, measured_memory, at_once = _described(device, config.parallel.threads)
+    given = config.parallel.memory
+    memory = memory or (bytes_of(given) if given else measured_memory)
+    size = sum(counts) if isinstance(replicas, tuple) else replicas * (placement.stages if placement else parts)
+    cut = dataclasses.replace(config.cut, scheme="explicit", at=list(at))
+    processes = grid(parts, size, replicas)
+    chosen = with_chosen_micro_batches(dataclasses.replace(config, cut=cut), space, processes, [memory] * size)
+    config = dataclasses.replace(config, parallel=chosen.parallel)
     return Plan(
         config=config,
         images=training_images,
@@ -87,7 +97,7 @@ def make_plan(
         at_once=at_once,
         busy=max(0.0, 1 - computed / took) if device.type == "cpu" else 0.0,
         link=Link(link),
-        memory_bytes=memory or measured_memory,
+        memory_bytes=memory,
         placement=placement,
         replicas=replicas,
         simulation=Simulation.of(profile, simulated, config, training_images) if simulated else None,

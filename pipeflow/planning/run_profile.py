@@ -58,7 +58,7 @@ def measured_profile(
     priors = []
     for prior, shape in zip(_priors(config, steps, groups, shapes, flow), shapes, strict=True):
         if (kind := str(prior)) not in known:
-            known[kind] = measure_steps([_PriorStep(prior)], shape, batches, device, options)[0]
+            known[kind] = measure_steps([PriorStep(prior)], shape, batches, device, options)[0]
         priors.append(known[kind])
     slots = 4 + (config.ema is not None)  # weight, gradient, two moments, average
     packet_bytes = tuple(config.parallel.bytes_per_image(shape, config.data.labels) for shape in shapes)
@@ -88,7 +88,7 @@ def _priors(
     yield make_prior(config.family.top_prior if config.flow in FAMILIES else "standard", shapes[-1])
 
 
-class _PriorStep(Step):
+class PriorStep(Step):
     """A prior as a step: z stays, dlogp = log p(z)."""
 
     def __init__(self, prior: StandardNormal) -> None:

@@ -105,7 +105,7 @@ class Simulation:
         grids = [(1, devices)] * (devices <= self.batch)
         if way != "DDP":
             grids = self.cluster.grids(devices, len(self.profile.steps), self.batch)
-        counts = {"1F1B": MICRO_BATCHES, "by parts": (self.parallel.micro_batches,)}.get(way, (1,))
+        counts = {"1F1B": MICRO_BATCHES, "by parts": (self.parallel.packets,)}.get(way, (1,))
         tries = [(*grid, count) for grid in grids for count in counts if count <= share(self.batch, grid[1])]
         if not tries:
             return None

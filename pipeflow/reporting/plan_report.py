@@ -45,7 +45,7 @@ def report_plan(config: Config, out: str | None = None, jitter_from: str | None 
 
 def tables(plan: Plan) -> str:
     """All figures of a plan, some 40 lines of at most 120 letters."""
-    blocks = [_heading(plan), _parts(plan), _ways(plan), _best(plan), _phases(plan)]
+    blocks = [_heading(plan), _parts(plan), _memory(plan), _ways(plan), _best(plan), _phases(plan)]
     if plan.simulation:
         blocks.append(_scaling(plan.simulation))
     if plan.placement:
@@ -69,9 +69,10 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 def _heading(plan: Plan) -> str:
     config, parameters = plan.config, sum(row.parameters for row in plan.parts)
     threads = "" if plan.cuda else f", {config.parallel.threads} thread{'s' * (config.parallel.threads != 1)}"
+    packets = f" in {config.parallel.packets} micro-batches" if config.parallel.packets > 1 else ""
     return (
         f"{config.family} on {config.data.name} {plan.image}, "
-        f"{parameters:,} parameters, batches of {config.data.batch}.\n"
+        f"{parameters:,} parameters, batches of {config.data.batch}{packets}.\n"
         f"Measured step by step on {plan.device}{threads}; everything else is computed."
     )
 
@@ -90,6 +91,18 @@ def _parts(plan: Plan) -> str:
         f"{columns(rows)}\nA device has {amount(plan.memory_bytes)}. Counted: weights, gradients, moments, what is "
         f"kept for the backward pass, packets{working}"
     )
+
+
+def _memory(plan: Plan) -> str:
+    """What each part's memory consists of; a parameter has 4 bytes in each of its places."""
+    rows = [["part", "weights", "gradients", "moments", "averages", "activations and packets"]]
+    for row in plan.parts:
+        slot = 4 * row.parameters
+        state = plan.profile.state_bytes * row.parameters
+        shares = [slot, slot, 2 * slot, state - 4 * slot, row.memory_bytes - state]
+        cells = [f"{amount(size)}  {100 * size / row.memory_bytes:3.0f} %" if size else "–" for size in shares]
+        rows.append([str(row.part), *cells])
+    return f"Of each part's memory:\n{columns(rows)}"
 
 
 def _ways(plan: Plan) -> str:

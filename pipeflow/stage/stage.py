@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ..model import Drift, Truncated, bits_per_dim
+from ..model import Drift, Truncated, bits_per_dim, set_packets
 from ..stream import Inbox, Outbox
 from .async_scalars import AsyncScalars
 from .report import Report
@@ -65,6 +65,7 @@ class Stage(BaseStage):
     ) -> None:
         super().__init__(update)
         self.truncated, self.dims, self.drift = truncated, dims, drift
+        set_packets(truncated, len(sizes))
         self._shares = [size / sum(sizes) for size in sizes]
         self.step: TrainingStep = EagerStep(truncated, update, dims, self._shares)
 

@@ -85,7 +85,7 @@ class Mode(ABC):
     def sizes(self) -> tuple[int, ...]:
         """Images per packet, for the packets of this process's share of a batch in turn."""
         config = self.state.run.config
-        return packet_sizes(config.data.batch // self.sharers, config.parallel.micro_batches)
+        return packet_sizes(config.data.batch // self.sharers, config.parallel.packets)
 
     def _batches(self, first: int, share: int) -> Batches:
         """The images of this process from batch `first` of the run on: the share of this number of each batch."""
@@ -126,7 +126,7 @@ class ByParts(Mode):
     def _packets(self) -> tuple[int, ...]:
         """Images per packet of a chain, for the packets of its batch in turn."""
         config, grid = self.state.run.config, self.world.grid
-        units = packet_sizes(config.data.batch // (grid.replicas * grid.unit), config.parallel.micro_batches)
+        units = packet_sizes(config.data.batch // (grid.replicas * grid.unit), config.parallel.packets)
         return tuple(grid.unit * count for count in units)
 
     @property

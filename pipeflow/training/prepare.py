@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config, Resume, turns
+from ..config import Config, Resume, turns, with_recorded_micro_batches
 from ..data import DataConfig, ImageSet, Pixels, Points, Space, Splits, check_enough, images_of
-from ..distributed import World, say
+from ..distributed import World, available_memory, say
 from ..model import Maker, check_flow, check_name, steps_of
-from ..planning import resolve_cut
-from ..storage import claim, run_of
+from ..planning import resolve_cut, with_chosen_micro_batches
+from ..storage import checkpoint, claim, run_of
+from ..units import bytes_of
 from .recorder import refuse_old_run
 from .recovery import recall
 from .restore import find, restore
@@ -31,7 +32,8 @@ def prepare(world: World, config: Config, resume: Resume, flow: Maker | None, da
     source, messages = world.on_rank_0(lambda: _claim_and_find(config, resume))
     images, space, hashes = world.rank_0_first(lambda: _load(config, flow, data))
     world.agree("what the script hands over", f"hashes {hashes}")
-    state = fresh(world, _with_measured_cut(world, config, space, flow), images, space, flow, hashes)
+    chosen = _with_micro_batches(world, _with_measured_cut(world, config, space, flow), space, flow, source)
+    state = fresh(world, chosen, images, space, flow, hashes)
     if source:
         messages += world.everywhere(lambda: restore(state, Path(source)))
     for message in messages:
@@ -94,6 +96,24 @@ def _space(config: DataConfig, images: ImageSet, noise: float | None) -> Space:
     if config.flip or config.bits != 8:
         raise ValueError("data.flip and data.bits are for images, but the data are points; leave them out.")
     return Points(images.train.shape[1:], images.classes)
+
+
+def _with_micro_batches(world: World, config: Config, space: Space, flow: Maker | None, source: str | None) -> Config:
+    """The settings with a number of micro-batches: that of the checkpoint to go on from, or chosen by rank 0."""
+    parallel = config.parallel
+    if parallel.micro_batches != "auto":
+        return config
+    memory = world.gather(bytes_of(parallel.memory) if parallel.memory else available_memory(world.device))
+
+    def chosen() -> int:
+        known = with_recorded_micro_batches(config, checkpoint.read_manifest(Path(source)).config) if source else config
+        return with_chosen_micro_batches(known, space, world.grid, memory, flow).parallel.packets
+
+    count = world.on_rank_0(chosen)
+    say(world, f"parallel.micro_batches is auto: {count} per batch of {config.data.batch} images")
+    config = dataclasses.replace(config, parallel=dataclasses.replace(parallel, micro_batches=count))
+    config.check_world(world.size, world.grid.replicas)
+    return config
 
 
 def _with_measured_cut(world: World, config: Config, space: Space, flow: Maker | None) -> Config:

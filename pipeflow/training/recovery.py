@@ -78,7 +78,7 @@ class Recovery(NoRecovery):
 
     def take(self, links: Links) -> Links:
         self._links = links
-        self._links = with_replay(links, self._replays, self.done, self.world.config.micro_batches)
+        self._links = with_replay(links, self._replays, self.done, self.state.run.config.parallel.packets)
         return self._links
 
     def check(self) -> None:

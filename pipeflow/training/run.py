@@ -47,7 +47,7 @@ class Run:
     @property
     def packet_images(self) -> int:
         """Images per packet where nothing is learned: as many as in a packet of a batch in training."""
-        return packet_sizes(self.config.data.batch, self.config.parallel.micro_batches)[0]
+        return packet_sizes(self.config.data.batch, self.config.parallel.packets)[0]
 
     @property
     def directory(self) -> RunDirectory:

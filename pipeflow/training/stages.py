@@ -105,5 +105,5 @@ class StageBuilder:
         if self.state.run.config.cuda_graphs and sharers == 1:
             config = self.state.run.config
             recorder = CudaRecorder(self.state.run.world.device)
-            stage.step = RecordedStep(stage.step, stage.update.optimizer, recorder, config.parallel.micro_batches)
+            stage.step = RecordedStep(stage.step, stage.update.optimizer, recorder, config.parallel.packets)
         return stage

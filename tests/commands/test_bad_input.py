@@ -173,6 +173,11 @@ RANGES = {
     "glow.hidden": (["--glow.hidden", "0"], ["glow.hidden is 0", "at least 1"]),
     "cut.parts": (["--cut.parts", "0"], ["cut.parts is 0", "at least 1"]),
     "parallel.depth": (["--parallel.depth", "0"], ["parallel.depth is 0", "at least 1"]),
+    "parallel.micro_batches": (
+        ["--parallel.micro_batches", "0"],
+        ["parallel.micro_batches is 0", "at least 1, or auto"],
+    ),
+    "parallel.memory": (["--parallel.memory", "80"], ["parallel.memory: '80'", "an amount such as 80GB"]),
     "parallel.threads": (["--parallel.threads", "-1"], ["parallel.threads is -1", "at least 1"]),
     "fsdp and invert": (
         ["--activations", "invert", "--end_to_end.engine", "fsdp"],

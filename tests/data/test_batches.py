@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeflow.config import PhaseConfig
-from pipeflow.data import Batches, DataConfig, InOrder, Pixels, Purpose, check_enough, resident
+from pipeflow.data import Batches, DataConfig, InOrder, MicroBatches, Pixels, Purpose, check_enough, resident
+from pipeflow.flow import Packet
 from pipeflow.training import run
 from tests.support.small_runs import fit_in, small_config
 
@@ -137,3 +138,15 @@ def test_they_are_copied_to_the_device_once_a_run(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "whole", tmp_path / "again", ignore=shutil.ignore_patterns("step-10", "result.json"))
     assert fit_in("", again, "auto")["test_bits_per_dim"] == expected
     assert len(copied) == 2
+
+
+@pytest.mark.parametrize("sizes", [(8,), (3, 3, 2), (1,) * 8])
+def test_packets_of_a_batch_hold_what_the_batch_does(sizes):
+    """Over the end of an epoch, where a packet is of two."""
+    whole, cut = (batches(flip=True, start=4) for _ in range(2))
+    packets = MicroBatches(cut, sizes)
+    for _ in range(4):
+        found = [packets.recv() for _ in sizes]
+        assert tuple(len(packet.z) for packet in found) == sizes
+        expected, together = whole.recv(), Packet.joined(found)
+        assert torch.equal(together.z, expected.z) and torch.equal(together.logp, expected.logp)

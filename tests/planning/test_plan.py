@@ -94,6 +94,28 @@ def found_here(directory="run"):
         return json.load(stream)
 
 
+def test_auto_plans_with_the_fewest_micro_batches_that_fit(here, capsys):
+    words = [*SMALL, *PHASES, "--parallel.micro_batches", "auto"]
+    assert (
+        main([*words, "--memory", "1GB", "--out", "many"]) == main([*words, "--memory", "0.4MB", "--out", "few"]) == 0
+    )
+    assert " micro-batches.\n" in capsys.readouterr().out
+    counts = [found(here / name)["config"]["parallel"]["micro_batches"] for name in ("many", "few")]
+    assert counts[0] == 1 < counts[1]
+    assert main([*words, "--parallel.memory", "0.4MB", "--out", "setting"]) == 0
+    assert found(here / "setting")["config"]["parallel"]["micro_batches"] == counts[1]
+    assert main([*words, "--memory", "0.01MB"]) == 2
+    assert "even with 48 micro-batches" in capsys.readouterr().err
+
+
+def test_shares_of_memory_add_up(planned, capsys):
+    assert main([*SMALL, *PHASES, "--ema", "0.9"]) == 0
+    table = capsys.readouterr().out.split("Of each part's memory:\n")[1].split("\n\n")[0].splitlines()
+    assert table[0].split()[:5] == ["part", "weights", "gradients", "moments", "averages"]
+    for line in table[1:]:
+        assert sum(map(int, re.findall(r"(\d+) %", line))) == pytest.approx(100, abs=3)
+
+
 def test_out_leaves_the_run_directory_alone(here):
     assert main(["--", "--run_dir", "run", "--out", "elsewhere/plans", *SMALL, *JOINED]) == 0
     assert sorted(path.name for path in (here / "elsewhere/plans").iterdir()) == ["plan.json", "plan.png"]
