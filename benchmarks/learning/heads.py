@@ -106,7 +106,7 @@ class Study:
         if arm in HEADS or arm in LIKE_MODEL:
             steps, share = (HEADS | LIKE_MODEL)[arm]
             size = ("--cut.head.steps", str(steps), "--cut.head.hidden", str(max(1, self.hidden // share)))
-            begin = ("--cut.head.start", "model") if arm in LIKE_MODEL else ()
+            begin = ("--cut.head.start", "model" if arm in LIKE_MODEL else "random")
             return base.but(words=("--cut.provisional_prior", "flow", *size, *begin))
         if arm == "learned":
             return base.but(words=("--cut.provisional_prior", "learned"))

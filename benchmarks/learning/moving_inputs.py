@@ -53,7 +53,7 @@ class Way:
         copied: share of the run after which each head is copied into the next part, as far as that is alike.
     """
 
-    head: HeadConfig = field(default_factory=lambda: HeadConfig(1, 16))
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(1, 16, "random"))
     rotations: bool = True
     average: float = 0.0
     head_lr: float = 1.0
@@ -63,7 +63,7 @@ class Way:
     copied: float = math.inf
 
 
-LIKE, LARGE = HeadConfig(1, 16, "model"), HeadConfig(2, 32)
+LIKE, LARGE = HeadConfig(1, 16, "model"), HeadConfig(2, 32, "random")
 ARMS = {
     "end to end": Way(),
     "heads 1 × half": Way(),

@@ -62,7 +62,7 @@ def settings(run: Path, source: str, at: list[int], seed: int, steps: int) -> Co
         device="cpu",
         glow=GlowConfig(levels=2, steps=4, hidden=32),
         data=DataConfig(batch=48, validation=VALIDATION),
-        cut=CutConfig("explicit", len(at) + 1, at, prior, HeadConfig(steps=1, hidden=16)),
+        cut=CutConfig("explicit", len(at) + 1, at, prior, HeadConfig(1, 16, "random")),
         phases=phases,
         eval_every=1e9,
     )
