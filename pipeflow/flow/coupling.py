@@ -65,11 +65,11 @@ class CouplingNetwork(nn.Sequential):
         if weights and weights[0].dim() == 2:
             return matrix_network.network(z, *weights)
         first, first_bias, middle, middle_bias, last, last_bias = weights or self._tensors()
-        hidden = F.relu(F.conv2d(z, first, first_bias, padding=1), inplace=True)
+        hidden = F.relu(F.conv2d(z, first, first_bias, padding=1))
         # With one thread and fewer than 16 images PyTorch leaves a 1×1 convolution to loops of its own, which take 1.8
         # times as long as oneDNN's; it does not if the convolution is dilated, which changes nothing at 1×1.
         dilation = 2 if self.in_packets and not z.is_cuda and len(z) * z.shape[2] * z.shape[3] >= 192 else 1
-        hidden = F.relu(F.conv2d(hidden, middle, middle_bias, dilation=dilation), inplace=True)
+        hidden = F.relu(F.conv2d(hidden, middle, middle_bias, dilation=dilation))
         return F.conv2d(hidden, last, last_bias, padding=1)
 
     @staticmethod

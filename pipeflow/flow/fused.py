@@ -66,7 +66,7 @@ def affine(
     Returns:
         z' (B, C, H, W) and dlogp (B,).
     """
-    out, dlogp = _Affine.apply(kept, z, raw, gain, log_det, bias)
+    out, dlogp = _Affine.apply(kept, bias, z, raw, gain, log_det)
     return out, dlogp
 
 
@@ -116,7 +116,7 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        kept: int, z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, bias: Tensor | None
+        kept: int, bias: Tensor | None, z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor
     ) -> tuple[Tensor, Tensor]:
         run = torch.ops.pipeflow.affine if on_gpu(z) else _affine
         result: tuple[Tensor, Tensor] = run(z, raw, gain, log_det, kept, bias)
@@ -124,7 +124,7 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.kept, z, raw, gain, _, bias = inputs
+        ctx.kept, bias, z, raw, gain, _ = inputs
         ctx.save_for_backward(z, raw, gain, bias)
 
     @staticmethod
@@ -132,7 +132,7 @@ class _Affine(torch.autograd.Function):
         z, raw, gain, bias = ctx.saved_tensors
         run = torch.ops.pipeflow.affine_backward if on_gpu(z) else _affine_backward
         *grads, grad_bias = run(grad, grad_dlogp, z, raw, gain, ctx.kept, bias)
-        return None, *grads, grad_dlogp, None if bias is None else grad_bias
+        return None, None if bias is None else grad_bias, *grads, grad_dlogp
 
 
 def _taken(z: Tensor, kept: int, dtype: torch.dtype, channels_last: bool) -> Tensor:

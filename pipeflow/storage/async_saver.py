@@ -35,6 +35,8 @@ class Saver:
         self.world, self.run, self.config = world, RunDirectory(run), config
         self._thread: threading.Thread | None = None
         self._written = threading.Event()
+        self._begun = -1  # the step of the last checkpoint that this process has begun to write
+        self._returned = world.resume_point is not None  # to processes that may have written more than it knows
         self._error: SaveError | None = None
         self._stream = Stream(self.run.stream(CHECKPOINTS)) if world.rank == 0 else None
         if not world.resume_point:  # else the others are at work on them
@@ -48,8 +50,10 @@ class Saver:
         began = time.perf_counter()
         self.wait()
         final, first = self.run.checkpoint(manifest.step), self.world.rank == 0
-        if final.is_dir() or (not first and self.world.store.get(self._key(manifest.step, self.world.rank))):
-            return final  # saved before another process was lost, which now does so again
+        again = self._returned or self._begun == manifest.step
+        if again and (_whole(final) or (not first and self.world.store.get(self._key(manifest.step, self.world.rank)))):
+            return final  # saved before a process was lost, which now does so again
+        self._begun = manifest.step
         copies = {
             part: {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
             for part, tensors in parts.items()
@@ -132,3 +136,11 @@ class Saver:
             if damaged > step:
                 path = self.run.checkpoint(damaged)
                 path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
+
+
+def _whole(directory: Path) -> bool:
+    """Whether a checkpoint is there; what is left of a damaged one is none."""
+    try:
+        return bool(checkpoint.read_manifest(directory))
+    except ValueError:
+        return False

@@ -419,8 +419,8 @@ def test_a_loss_that_is_no_number_for_a_while_does_not_stop_it(monkeypatch, here
 
     at, drawn = Batches.at, []
 
-    def spoilt(self, t):
-        packet = at(self, t)
+    def spoilt(self, t, within=slice(None)):
+        packet = at(self, t, within)
         drawn.append(t)
         return packet._replace(logp=packet.logp * float("nan")) if t % 3 == 2 else packet
 

@@ -50,7 +50,9 @@ def learn(whole, given, passage):
 
 def kept_bytes(whole, given, passage):
     """What the forward pass keeps for the backward pass, besides parameters and the packet itself."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*whole.parameters(), *whole.buffers(), *given]}
+    known = {
+        tensor.untyped_storage().data_ptr() for tensor in [*whole.parameters(), *whole.buffers(), given.z, given.logp]
+    }
     kept = {}
 
     def pack(tensor):

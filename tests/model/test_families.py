@@ -32,7 +32,7 @@ from tests.support.processes import in_processes
 from tests.support.small_runs import FLOWS, fit_in, small_config
 
 IMAGE = (1, 8, 8)
-HEADS = CutConfig("explicit", 3, [1, 4], "flow")
+HEADS = CutConfig("explicit", 3, [1, 4], "flow", HeadConfig(hidden=16))
 PHASES = [PhaseConfig("simultaneous", steps=4, lr=2e-3), PhaseConfig("end_to_end", steps=2)]
 
 

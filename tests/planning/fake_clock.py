@@ -56,9 +56,9 @@ class FakeClock:
             clock.charge(rates["prior"] * len(z) * (z.shape[1] == 4))
             return log_prob(self, z)
 
-        def draw(batches, t):
+        def draw(batches, t, within=slice(None)):
             clock.charge(rates["draw"] * batches.batch)
-            return at(batches, t)
+            return at(batches, t, within)
 
         def average(self, changed=None):
             clock.charge(rates["ema"] if self.decay else 0.0)

@@ -219,7 +219,7 @@ def test_what_cannot_be_recorded_names_the_setting(monkeypatch):
 def test_a_phase_that_ignores_them_says_so(schedule, engine, size, replicas, ignored):
     phases = [PhaseConfig(schedule, steps=2)]
     config = Config(cuda_graphs=True, phases=phases, end_to_end=EndToEndConfig(engine))
-    world = SimpleNamespace(size=size, grid=SimpleNamespace(replicas=replicas, stages=size // replicas))
+    world = SimpleNamespace(size=size, grid=SimpleNamespace(replicas=replicas, stages=size // replicas, sharers=()))
     said = phase_opening(SimpleNamespace(config=config, world=world, parameters=10), 1, 2, 0)
     assert ("cuda_graphs does nothing in this phase" in said) is ignored
 

@@ -88,7 +88,7 @@ def test_a_step_can_be_recorded(monkeypatch, activations, bf16):
             loss = step.backward(nll)
             finite = step.update()
         assert len(recorder.seen) == 3 and min(recorder.seen) > 5
-        assert {tensor.device for tensor in (*sent, loss, finite)} == {DEVICE}
+        assert {tensor.device for tensor in (sent.z, sent.logp, loss, finite)} == {DEVICE}
         for name, parameter in whole.named_parameters():
             assert parameter.grad is not None and parameter.grad.device == DEVICE, name
 

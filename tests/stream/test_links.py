@@ -25,6 +25,8 @@ from pipeflow.stream.links import LocalLink
 from pipeflow.stream.process_links import Border, ProcessInbox, ProcessOutbox
 from pipeflow.training.actnorm_init import start
 from pipeflow.training.phase import Phase
+from pipeflow.training.progress import Stopwatch
+from pipeflow.training.recovery import NoRecovery
 from pipeflow.training.state import fresh
 from tests.support.processes import CONTEXT, in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -46,7 +48,8 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         phase.enter()
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
-        phase.train(next(phase.segments), SimpleNamespace(check=lambda: None))
+        pauses: Any = SimpleNamespace(check=lambda: None, evaluate=lambda: None)
+        phase.train(next(phase.segments), NoRecovery(state), pauses, Stopwatch(state.progress))
         world.barrier()
         after = {s.fd: s for s in sockets()}
         kept = before.keys() & after.keys()  # one of the run before may close meanwhile

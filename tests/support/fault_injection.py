@@ -130,6 +130,7 @@ def _stopped(pid: int | None) -> bool:
 def _enter(
     rank: int, size: int, port: int, words: list[str], directory: Path, fault: Fault | None, scene: dict[str, int]
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     output = os.open(directory / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -106,8 +106,8 @@ def fit_with_a_bad_share(init_method: str, config: Config) -> list[bytes]:
     """End to end, rank 1's share of batch 2 is not finite; returns the weights' bytes at the end."""
     at = Batches.at
 
-    def spoilt(self: Batches, t: int) -> Packet:
-        packet = at(self, t)
+    def spoilt(self: Batches, t: int, within: slice = slice(None)) -> Packet:
+        packet = at(self, t, within)
         return packet._replace(logp=packet.logp * math.nan) if t == 2 and os.environ["RANK"] == "1" else packet
 
     Batches.at = spoilt  # type: ignore[method-assign]
