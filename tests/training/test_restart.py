@@ -98,8 +98,8 @@ def test_killed_workers_come_back_and_go_on(options, words, back, undisturbed, t
     assert process.returncode == 0, errors
     said = re.findall(back, out, re.MULTILINE)
     lines = [line for line in errors.splitlines() if line.startswith("pipeflow: ")]
-    if back == ONE:  # at times a neighbour of the lost process has to come back as well
-        assert {line.split()[1] for line in said} == {"1", "2", "3"} and len(said) < 6, out
+    if back == ONE:  # between two segments all come back, and at times a neighbour of the lost process has to as well
+        assert said and 3 <= len(said) + len(re.findall(ALL, out, re.MULTILINE)) < 8, out
     else:
         assert len(said) == len(lines) == 3, (out, lines)
         assert "part 2 (rank 1)" in lines[0] and "part 3 (rank 2)" in lines[1] and "part 1 (rank 0)" in lines[2], lines
