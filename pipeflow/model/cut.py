@@ -22,14 +22,14 @@ class HeadConfig:
     Attributes:
         steps: flow steps per level that remains of the model; of a flow without levels, in all.
         hidden: width of a head's networks; None takes half of the model's.
-        start: initial weights: as the "model" goes on, so that what a part learns for its head suits the next part too:
-            each step of a head begins as the step of the model that it stands for, as far as it is as wide, and in a
-            Glow a 1×1 convolution stands for the steps of a level that a head leaves out; or "random".
+        start: initial weights: "random", or as the "model" goes on: each step of a head begins as the step of the model
+            that it stands for, as far as it is as wide, so that what a part learns for its head also suits the next
+            part. In a Glow a 1×1 convolution then stands for the steps of a level that a head leaves out.
     """
 
     steps: AtLeast1 = 1
     hidden: AtLeast1 | None = None
-    start: Literal["model", "random"] = "model"
+    start: Literal["random", "model"] = "random"
 
 
 @settings("cut")

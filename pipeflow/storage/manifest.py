@@ -118,9 +118,6 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise ValueError(f"{file} is damaged: begun is {manifest.begun}, after step {manifest.step}.")
     if checkpoint.name.startswith("step-") and checkpoint.name != f"step-{manifest.step}":
         raise ValueError(f"{file} is of step {manifest.step}, which is not what its directory is called.")
-    cut = manifest.config.get("cut")
-    if isinstance(cut, dict) and isinstance(cut.get("head"), dict):
-        cut["head"].setdefault("start", "random")  # as heads did before there was a choice
     return manifest
 
 
