@@ -24,7 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.learning.comparison import Line, about_runs, by_seed, grouped, mean_error, paired, read_files
+from benchmarks.learning.comparison import (
+    Line,
+    about_runs,
+    by_seed,
+    grouped,
+    mean_error,
+    paired,
+    read_files,
+    read_lines,
+)
 from benchmarks.lib.results import hardware, keep, make_parser, table
 from pipeflow.config import Config, PhaseConfig
 from pipeflow.data import Batches, DataConfig, InOrder, Purpose
@@ -241,8 +250,7 @@ def main() -> None:
     if not args.out:
         parser.error("--out or --table is needed.")
     prepare_process(1, torch.device("cpu"))
-    args.out.touch()
-    done = {json.loads(text)["key"] for text in args.out.read_text().splitlines()}
+    done = {line["key"] for line in read_lines(args.out)}
     for seed, parts, arm in product(range(args.seeds), args.parts, args.arms):
         parts = 1 if arm == "end to end" else parts
         if f"{arm}, {parts}, {seed}, {args.steps}" not in done:

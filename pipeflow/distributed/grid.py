@@ -150,6 +150,7 @@ class Topology:
         size: number of processes.
         replica: number of this process's chain, from 0.
         peers: ranks of all processes that hold the same parts, this one among them.
+        leads: whether this is the first of them, which saves and records for all, since replicas are equal.
         owner: rank of each part of this process's chain, the first where several hold it, by position.
         mine: positions of this process's parts, consecutive, from 0.
     """
@@ -157,6 +158,7 @@ class Topology:
     def __init__(self, grid: Grid, rank: int) -> None:
         self.grid, self.rank, self.size = grid, rank, grid.size
         self.replica, self.peers = grid.replica(rank), grid.peers(grid.stage(rank))
+        self.leads = rank == self.peers[0]
         self.owner, self.mine = grid.owner(self.replica), grid.held(rank)
 
     def describe(self, rank: int | None = None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import matrix_network
-from .fused import Layout, affine, on_gpu
+from .fused import Layout, affine, biased, on_gpu
 from .step import Step, Weights
 from .step_weights import converted, for_each, stacked
 
@@ -167,8 +167,7 @@ class Coupling(Step):
         return self.network(seen, weights[1:]), None
 
     def _given(self, seen: Tensor, weights: Weights) -> Tensor:
-        raw, bias = self._run(seen, weights)
-        return (raw if bias is None else raw + bias[:, :, None, None]) * weights[0][:, :, None, None]
+        return biased(*self._run(seen, weights)) * weights[0][:, :, None, None]
 
     def _seen(self, z_a: Tensor, weights: Weights) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

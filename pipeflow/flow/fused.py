@@ -154,7 +154,7 @@ def _shift_backward(grad: Tensor, grad_seen: Tensor) -> tuple[Tensor, Tensor]:
 def _affine(
     z: Tensor, raw: Tensor, gain: Tensor, log_det: Tensor, kept: int, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    shift, x = (_biased(raw, bias) * gain[:, :, None, None]).chunk(2, 1)
+    shift, x = (biased(raw, bias) * gain[:, :, None, None]).chunk(2, 1)
     log_scale = F.logsigmoid(x + 2)
     out = torch.cat([z[:, :kept], (z[:, kept:] + shift) * log_scale.exp()], 1)
     return out, log_det + log_scale.flatten(1).sum(1)
@@ -163,7 +163,7 @@ def _affine(
 def _affine_backward(
     grad: Tensor, grad_dlogp: Tensor, z: Tensor, raw: Tensor, gain: Tensor, kept: int, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _biased(raw, bias)
+    given = biased(raw, bias)
     shift, x = (given * gain[:, :, None, None]).chunk(2, 1)
     x = x + 2
     grad_moved = grad[:, kept:] * x.sigmoid()
@@ -177,7 +177,8 @@ def _affine_backward(
     return grad_z, grad_raw.to(raw.dtype, memory_format=layout), grad_gain, grad_bias
 
 
-def _biased(raw: Tensor, bias: Tensor | None) -> Tensor:
+def biased(raw: Tensor, bias: Tensor | None) -> Tensor:
+    """raw (B, C, H, W) plus bias (B, C), if there is one."""
     return raw if bias is None else raw + bias[:, :, None, None]
 
 

@@ -107,7 +107,7 @@ class ByParts(Mode):
     def __init__(self, state: State, builder: StageBuilder) -> None:
         super().__init__(state, builder)
         self.names = [part_stream(part) for part in range(state.run.config.cut.parts)]
-        self.keeps_record = self.world.rank == self.world.peers[0]  # replicas are equal
+        self.keeps_record = self.world.leads
         self.sharers = len(self.world.peers)
         self.waits_for_others = self.sharers > 1
 

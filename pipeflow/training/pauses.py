@@ -57,7 +57,7 @@ class Pauses:
         world, weights = self._state.run.world, self._state.weights
         step = self._state.progress.step
         bits = self._evaluated[1].bits_per_dim if self._evaluated and self._evaluated[0] == step else None
-        parts = {part: weights.part_state(part) for part in world.mine if world.rank == world.peers[0]}
+        parts = {part: weights.part_state(part) for part in world.mine if world.leads}
         self._saver.save(parts, self._state.manifest(bits))
         if world.config.rejoin_s:
             self._saver.settle()  # a process that is lost after this point must not owe its share of a checkpoint

@@ -93,7 +93,7 @@ def take_back(state: State, moments: dict[str, Tensor], averages: dict[str, Tens
 def _gather(state: State) -> dict[str, Tensor]:
     """Weights, moments and averages of all parts; the first replicas', since all are equal."""
     world, held = state.run.world, dict[str, Tensor]()
-    for part in world.mine if world.rank == world.peers[0] else []:
+    for part in world.mine if world.leads else []:
         held |= state.weights.part_state(part)
     packed = save({name: tensor.contiguous().cpu() for name, tensor in held.items()}) if held else b""
     gathered: dict[str, Tensor] = {}

@@ -103,7 +103,7 @@ def run(
                 processes[rank].start()
         if not (left := [process for process in processes if process.is_alive()]):
             break
-        if len(left) == 1 and not wakes_up and _stopped(left[0].pid):
+        if len(left) == 1 and not wakes_up and state_of(left[0].pid) == "T":
             left[0].kill()
         time.sleep(0.02)
         if not (directory / "fired").exists():
@@ -120,11 +120,12 @@ def run(
     return Ended([process.exitcode for process in processes], said, seconds)
 
 
-def _stopped(pid: int | None) -> bool:
+def state_of(pid: int | None) -> str:
+    """ "T" of a process that is stopped, "Z" of one that has ended and whose parent does not know, "" of none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
-    except OSError:  # it has ended meanwhile
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
 
 
 def _enter(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeflow.storage import checkpoint
+from tests.support.fault_injection import state_of
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +143,7 @@ def test_what_becomes_of_workers_whose_torchrun_is_lost(number, says, words, und
     workers = [worker(run, rank) for rank in range(3)]
     process.send_signal(number)
     deadline = time.monotonic() + 60
-    while not all(ended(pid) for pid in workers):
+    while not all(state_of(pid) in ("", "Z") for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
@@ -152,11 +153,3 @@ def test_what_becomes_of_workers_whose_torchrun_is_lost(number, says, words, und
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     subprocess.run([*command, "-m", "pipeflow.train", "--run_dir", run, "--resume", "auto"], check=True, timeout=300)
     assert_same_bits(run, undisturbed)
-
-
-def ended(pid):
-    """Whether a process is gone, or waits for a parent that is stopped to hear of it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
