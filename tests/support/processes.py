@@ -5,6 +5,8 @@ Processes are forked from a server that has imported everything and computed not
 each, only to import.
 """
 
+import contextlib
+import faulthandler
 import multiprocessing
 import os
 import queue
@@ -45,44 +47,45 @@ def in_processes(
     results: Any = CONTEXT.Queue()
     directory.mkdir(parents=True, exist_ok=True)
     processes = [
-        CONTEXT.Process(target=_enter, args=(rank, size, f"file://{directory}/meet", results, work, arguments))
-        for rank in range(size)
+        CONTEXT.Process(target=_enter, args=(rank, size, directory, results, work, arguments)) for rank in range(size)
     ]
     for process in processes:
         process.start()
     returned: dict[int, Any] = {}
     deadline = time.monotonic() + timeout_s
-    problems: list[str] = []
-    while len(returned) < size and not problems:
-        try:
+    problems: dict[int, str] = {}
+    while len(returned) + len(problems) < size and time.monotonic() < deadline:
+        with contextlib.suppress(queue.Empty):
             rank, value, trouble = results.get(timeout=0.2)
             if trouble:
-                problems.append(f"rank {rank} raised:\n{trouble}")
-            returned[rank] = value
-        except queue.Empty:
-            missing = [rank for rank in range(size) if rank not in returned]
-            problems += [
-                f"rank {rank} ended with exit code {processes[rank].exitcode}"
-                for rank in missing
-                if processes[rank].exitcode not in (None, 0)
-            ]
-            if time.monotonic() > deadline:
-                problems += [f"rank {rank} hung for {timeout_s} s" for rank in missing]
+                problems[rank] = f"rank {rank} raised:\n{trouble}"
+            else:
+                returned[rank] = value
+            continue
+        for rank in {*range(size)} - {*returned, *problems}:
+            if processes[rank].exitcode not in (None, 0):
+                crash = (directory / f"crash-{rank}").read_text()
+                problems[rank] = f"rank {rank} ended with exit code {processes[rank].exitcode}\n{crash}"
+        if problems:  # the others have a moment to say what they saw
+            deadline = min(deadline, time.monotonic() + 5)
+    hung = f"hung for {timeout_s} s" if not problems else "went on"
+    problems |= {rank: f"rank {rank} {hung}" for rank in {*range(size)} - {*returned, *problems}}
     for process in processes:
         process.join(timeout=0 if problems else 20)
         if process.is_alive():
             process.kill()
             process.join()
-    assert not problems, "\n".join(problems)
+    assert not problems, "\n".join(problems.values())
     return [returned[rank] for rank in range(size)]
 
 
-def _enter(rank: int, size: int, init_method: str, results: Any, work: Callable[..., Any], arguments: Any) -> None:
+def _enter(rank: int, size: int, directory: Path, results: Any, work: Callable[..., Any], arguments: Any) -> None:
+    faulthandler.enable((directory / f"crash-{rank}").open("w"))
     prepare_process(1, torch.device("cpu"))
     if size > 1:
         ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         os.environ |= {name: str(value) for name, value in ranks.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
     try:
-        results.put((rank, work(init_method, *arguments), ""))
+        results.put((rank, work(f"file://{directory}/meet", *arguments), ""))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
