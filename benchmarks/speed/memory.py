@@ -1,17 +1,18 @@
 """How much memory does a process need at most, by parts and by what people would use instead?
 
-    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (20 minutes)
-    python -m benchmarks.speed.memory --vary processes activations              (10 minutes)
+    python -m benchmarks.speed.memory [--quick] [--json FILE] [--png FILE]      (22 minutes)
+    python -m benchmarks.speed.memory --vary processes                          (14 minutes)
 
 Every figure comes from fresh processes that train with one approach for a few seconds: the largest resident size that
 Linux saw during these batches, without what the process held before there was a model (interpreter, libraries, open
 connections). Weights, gradients, Adam's moments, activations and buffers of messages are in it; building the model and
-ActNorm's start are not. What varies is the number of processes (= parts), the batch, the depth of the flow, and what
-is kept for the backward pass (`--activations` of a run, for every approach). By parts and 1F1B are measured with
-several numbers of micro-batches, and images per second beside them: a batch in more packets needs less memory and more
-time. Last come the tables in Markdown and, computed from shapes as `parallel.micro_batches: auto` does, the largest
-batch and image that fit into a given memory with one packet per batch and with packets of one image. A process may keep
-a few MiB that its allocator did not hand back: ignore small differences.
+ActNorm's start are not. What varies is the number of processes (= parts), with each `--activations` of a run (what is
+kept for the backward pass; for every approach), the batch, and the depth of the flow. By parts and 1F1B are measured
+with several numbers of micro-batches, and images per second beside them: a batch in more packets needs less memory and
+more time. Then come the tables in Markdown; by parts beside 1F1B, each with the micro-batches that need least; and,
+computed from shapes as `parallel.micro_batches: auto` does, the largest batch and image that fit into a given memory
+with one packet per batch and with packets of one image. A process may keep a few MiB that its allocator did not hand
+back: ignore small differences.
 """
 
 from dataclasses import asdict, replace
@@ -36,7 +37,9 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 QUICK_SETTINGS = [SETTINGS[0], ("parts", {"micro": 4}), ("1f1b", {"micro": 4}), *SETTINGS[-2:]]
 MIB = 2**20
-VARIED = ["processes", "batch", "steps", "activations"]
+VARIED = ["processes", "batch", "steps"]
+NO_SLOWER = 0.95
+"""Of the images/s by parts without micro-batches: what a number of micro-batches may cost."""
 
 
 def label(approach: dict[str, Any]) -> str:
@@ -49,10 +52,13 @@ def plan(quick: bool, vary: list[str]) -> list[tuple[str, int, Workload]]:
     if quick:
         return [("processes", 2, QUICK)]
     points = [
-        *(("processes", processes, FULL) for processes in (2, 3, 4)),
+        *(
+            ("processes", processes, replace(FULL, activations=kept))
+            for kept in get_args(Activations)
+            for processes in (2, 3, 4)
+        ),
         *(("batch", 2, replace(FULL, batch=batch)) for batch in (24, 48, 96)),
         *(("steps", 2, replace(FULL, steps=steps)) for steps in (2, 4, 8)),
-        *(("activations", 2, replace(FULL, activations=kept)) for kept in get_args(Activations)),
     ]
     return [point for point in points if point[0] in vary]
 
@@ -92,17 +98,45 @@ def show(found: dict[str, Any]) -> None:
     print(table(["", "by process", "worst", "times parts", "resident in all", "images/s"], rows), flush=True)
 
 
+def lines(points: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(what varies, what the activations are, the points) of each table and panel."""
+    kinds = dict.fromkeys((point["varied"], point["workload"]["activations"]) for point in points)
+    return [
+        (key, kept, [one for one in points if (one["varied"], one["workload"]["activations"]) == (key, kept)])
+        for key, kept in kinds
+    ]
+
+
+def least(point: dict[str, Any], name: str, images_per_s: float = 0.0) -> dict[str, Any]:
+    """The measurement of an approach that needs least memory, of those that are fast enough."""
+    found = [one for one in point["approaches"] if one["name"] == name and one["images_per_s"] >= images_per_s]
+    return dict(min(found, key=lambda one: one["worst_bytes"]))
+
+
+def against_1f1b(points: list[dict[str, Any]]) -> str:
+    """By parts and 1F1B, each with the micro-batches that need least memory; by parts also the least that is fast."""
+    rows = []
+    for point in points:
+        if point["varied"] == "processes":
+            whole = point["approaches"][0]["images_per_s"]
+            found = [least(point, "parts"), least(point, "parts", NO_SLOWER * whole), least(point, "1f1b")]
+            cells = [f"{one['worst_bytes'] / MIB:.0f} MiB, {one['images_per_s']:.1f}/s, {label(one)}" for one in found]
+            rows.append([point["workload"]["activations"], str(point["processes"]), f"{whole:.1f}/s", *cells])
+    fast = f"by parts, least of at least {NO_SLOWER} of that speed"
+    heads = ["activations", "processes", "by parts, one packet", "by parts, least", fast, "1F1B, least"]
+    return table(heads, rows)
+
+
 def markdown(points: list[dict[str, Any]]) -> str:
     """MiB for training in the worst process, and images/s, of each approach: a table for each thing that varies."""
     tables = []
-    for key in dict.fromkeys(point["varied"] for point in points):
-        line = [point for point in points if point["varied"] == key]
+    for key, kept, line in lines(points):
         heads = [str(point["processes"] if key == "processes" else point["workload"][key]) for point in line]
         cells = [
             {label(one): f"{one['worst_bytes'] / MIB:.0f}; {one['images_per_s']:.0f}" for one in point["approaches"]}
             for point in line
         ]
-        rows = [["MiB; images/s, by " + key, *heads], ["---"] * (len(heads) + 1)]
+        rows = [[f"MiB; images/s, by {key} ({kept})", *heads], ["---"] * (len(heads) + 1)]
         names = dict.fromkeys(name for column in cells for name in column)
         rows += [[name, *(column.get(name, "–") for column in cells)] for name in names]
         tables.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
@@ -131,17 +165,16 @@ def largest(workload: Workload, memory: int) -> dict[str, Any]:
 
 
 def draw(points: list[dict[str, Any]]) -> Any:
-    varied = list(dict.fromkeys(point["varied"] for point in points))
-    figure, panels = axes(1, len(varied), figsize=(4 * len(varied), 3.8), sharey=True, squeeze=False)
+    several = lines(points)
+    figure, panels = axes(1, len(several), figsize=(4 * len(several), 3.8), sharey=True, squeeze=False)
     labels = {"processes": "processes (parts)", "batch": "images per step", "steps": "flow steps per level"}
-    for axis, key in zip(panels[0], varied, strict=True):
-        line = [point for point in points if point["varied"] == key]
+    for axis, (key, kept, line) in zip(panels[0], several, strict=True):
         ticks = [point["processes"] if key == "processes" else point["workload"][key] for point in line]
         for name in dict.fromkeys(label(one) for point in line for one in point["approaches"]):
             found = [{label(one): one["worst_bytes"] / MIB for one in point["approaches"]} for point in line]
             axis.plot([sizes.get(name) for sizes in found], "o-", label=name)
         axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
-        axis.set_xlabel(labels.get(key, key))
+        axis.set_xlabel(f"{labels[key]}, activations: {kept}")
     panels[0][0].set_ylim(bottom=0)
     panels[0][0].set_ylabel("MiB for training, worst process")
     panels[0][0].legend(fontsize=8)
@@ -160,7 +193,8 @@ def main() -> None:
             known[processes, workload] = measure(workload, processes, seconds, settings)
             show(known[processes, workload])
         points.append({"varied": varied, **known[processes, workload]})
-    print(f"\n{markdown(points)}\n")
+    print(f"\n{markdown(points)}\n\nThe worst process, at the best number of micro-batches:")
+    print(against_1f1b(points), "\n")
     if args.quick:
         fitting = [largest(replace(QUICK, cut=(2,)), 64 * MIB)]
     else:
