@@ -2,6 +2,7 @@
 
     python -m benchmarks.learning.heads --data digits --parts 2 3 4 --seeds 6 --jobs 16 --out FILE
     python -m benchmarks.learning.heads --data cifar10_jpeg --root DIR --parts 2 4 --minutes 9 --jobs 16 --out FILE
+    python -m benchmarks.learning.heads --data digits --flow jet --parts 2 3 --seeds 3 --out FILE
     python -m benchmarks.learning.heads --table FILE ...   (tables and a figure; benchmarks/results/heads.json and .png)
 
 Arms: end to end; by parts with a standard normal behind every border, with a learned normal, or with a head (1 × half:
@@ -32,6 +33,7 @@ from benchmarks.learning.recipe import Recipe, Task
 from benchmarks.learning.runs import Job, train_in_order
 from benchmarks.learning.tasks import add_study_options, chosen_task, study_file, task_labels, width
 from benchmarks.lib.results import keep, make_parser
+from pipeflow.model import FAMILIES
 
 E2E = "end_to_end"
 HEADS = {"head_1_half": (1, 2), "head_1_quarter": (1, 4), "head_1_full": (1, 1), "head_2_half": (2, 2)}
@@ -44,6 +46,7 @@ TIERS = (
 )
 ARMS = tuple(arm for tier in TIERS for arm in tier)
 LRS = {"digits": (8e-3, 1.6e-2, 3.2e-2), "cifar10_jpeg": (2e-3, 4e-3, 8e-3), "fashion_mnist": (1e-3, 2e-3, 4e-3)}
+TRANSFORMER_LRS = (1e-3, 2e-3, 4e-3)
 
 
 @dataclass(frozen=True)
@@ -141,17 +144,21 @@ class Study:
 
 def study(args: argparse.Namespace) -> Study:
     """What the options ask for."""
-    tasks = {parts: chosen_task(args, parts) for parts in (1, *args.parts)}
+    tasks = {parts: chosen_task(args, parts, args.flow) for parts in (1, *args.parts)}
     labels = task_labels(args, tasks[1]) | {"clip": args.clip}
-    lrs, clip = tuple(args.lrs or LRS[args.data]), None if args.clip == "none" else args.clip
+    if args.flow != "glow":
+        labels["data"] = f"{args.data}, {args.flow}"
+    grid = LRS[args.data] if args.flow == "glow" else TRANSFORMER_LRS
+    lrs, clip = tuple(args.lrs or grid), None if args.clip == "none" else args.clip
     searched = min(args.searched, args.seeds)
-    return Study(tasks, width(args.data, args.quick), labels, args.arms, lrs, args.seeds, searched, clip)
+    return Study(tasks, width(args.data, args.flow, args.quick), labels, args.arms, lrs, args.seeds, searched, clip)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     add_study_options(parser)
     parser.add_argument("--parts", type=int, nargs="+", choices=(2, 3, 4), default=[2, 3, 4])
+    parser.add_argument("--flow", choices=FAMILIES, default="glow", help="a small flow of this family")
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=ARMS, help=f"some of {ARMS}")
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--searched", type=int, default=2, help="seeds that train at every learning rate")

@@ -50,25 +50,32 @@ LARGE = {
     "fashion_mnist": Large("Fashion-MNIST", "fashion_mnist", 60_000, 2, 8, 64, 5, (96_000, 14_400), (1e-3, 2e-3)),
 }
 
+TRANSFORMERS = {"jet": ("couplings", 12, 1), "tarflow": ("blocks", 6, 2)}
+"""Flow → what its steps are called, how many a study's model has, and the layers of each; they are `WIDTH` wide."""
+WIDTH = 64
 
-def digits(parts: int, quick: bool = False) -> tuple[Task, Grid]:
+
+def digits(parts: int, quick: bool = False, flow: str = "glow") -> tuple[Task, Grid]:
     """scikit-learn's digits, cut between the levels or, into 3 or 4 parts, across them; and the grid of its sweep."""
     steps = 12 if quick else 600
     flow_steps, hidden = (2, 8) if quick else (4, 32)
     words = (*_glow(2, flow_steps, hidden), *_cut(parts, flow_steps, flow_steps))
+    if flow != "glow":
+        words = _transformer(flow, parts, patch=2)
     task = Task(words, 1500, 48, steps, max(1, steps // 24), validation=200, points=2 if quick else 12)
     grid = Grid((1.6e-2,), (None,), (), (100,), 0) if quick else Grid((1.6e-2, 3.2e-2, 6.4e-2))
     return task, grid
 
 
 def large(
-    name: str, parts: int, root: Path, images: int | None = None, hidden: int | None = None
+    name: str, parts: int, root: Path, images: int | None = None, hidden: int | None = None, flow: str = "glow"
 ) -> tuple[Task, Task, Grid]:
     """A larger data set: the task of full runs, that of a sweep, and the grid of the sweep."""
     data = LARGE[name]
-    glow = _glow(data.levels, data.steps, hidden or data.hidden)
-    source = ("--data.name", data.source, "--checkpoint.every", "200")
-    words = (*glow, *_cut(parts, data.steps, data.half), *source)
+    model = (*_glow(data.levels, data.steps, hidden or data.hidden), *_cut(parts, data.steps, data.half))
+    if flow != "glow":
+        model = _transformer(flow, parts, patch=4)
+    words = (*model, "--data.name", data.source, "--checkpoint.every", "200")
     long, short = (images or data.images[0]) // 48, data.images[1] // 48
     task = Task(words, data.train, 48, long, max(1, long // 24), validation=2000, points=6, root=root.resolve())
     swept = replace(task, steps=short, turn_steps=max(1, short // 24), points=1)
@@ -103,11 +110,13 @@ def study_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Pat
     return Path(args.out)
 
 
-def chosen_task(args: argparse.Namespace, parts: int) -> Task:
-    """The task that the options of a study choose."""
+def chosen_task(args: argparse.Namespace, parts: int, flow: str = "glow") -> Task:
+    """The task that the options of a study choose, for a flow of this family."""
     device = ("--device", args.device, *(("--cuda_graphs", "true") if args.cuda_graphs else ()))
-    of_data = digits(parts, args.quick) if args.data == "digits" else large(args.data, parts, args.root)
-    task = of_data[0]
+    if args.data == "digits":
+        task, _ = digits(parts, args.quick, flow)
+    else:
+        task, *_ = large(args.data, parts, args.root, flow=flow)
     steps = args.steps or task.steps
     return replace(task, words=(*task.words, *device), steps=steps, turn_steps=max(1, steps // 24))
 
@@ -117,14 +126,25 @@ def task_labels(args: argparse.Namespace, task: Task) -> dict[str, Any]:
     return {"data": args.data, "steps": task.steps, "batch": task.batch, "device": args.device}
 
 
-def width(data: str, quick: bool) -> int:
-    """Width of the coupling networks of a task's model."""
+def width(data: str, flow: str, quick: bool) -> int:
+    """Width of the coupling networks, or transformers, of a task's model."""
+    if flow != "glow":
+        return WIDTH
     return (8 if quick else 32) if data == "digits" else LARGE[data].hidden
 
 
 def _glow(levels: int, steps: int, hidden: int) -> tuple[str, ...]:
     sizes = {"levels": levels, "steps": steps, "hidden": hidden}
     return tuple(word for name, value in sizes.items() for word in (f"--glow.{name}", str(value)))
+
+
+def _transformer(flow: str, parts: int, patch: int) -> tuple[str, ...]:
+    """A Jet or TarFlow in parts of equally many couplings or blocks."""
+    units, count, depth = TRANSFORMERS[flow]
+    sizes = {units: count, "depth": depth, "width": WIDTH, "heads": 4, "patch": patch}
+    words = (word for name, value in sizes.items() for word in (f"--{flow}.{name}", str(value)))
+    at = [round(part * count / parts) for part in range(1, parts)]
+    return ("--flow", flow, *words, *_borders(at))
 
 
 def _cut(parts: int, steps: int, half: int) -> tuple[str, ...]:
@@ -134,5 +154,9 @@ def _cut(parts: int, steps: int, half: int) -> tuple[str, ...]:
     """
     middle, last = steps // 2, 3 * steps // 2
     at = {1: [], 2: [half], 3: [middle, last], 4: [middle, half, last]}[parts]
+    return _borders(at)
+
+
+def _borders(at: list[int]) -> tuple[str, ...]:
     priors = ("--cut.provisional_prior", "standard")
-    return ("--cut.scheme", "explicit", "--cut.parts", str(parts), "--cut.at", str(at), *priors)
+    return ("--cut.scheme", "explicit", "--cut.parts", str(len(at) + 1), "--cut.at", str(at), *priors)

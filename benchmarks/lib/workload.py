@@ -1,4 +1,4 @@
-"""The workload of a speed benchmark: a Glow, how it is cut and computed, and the images that it is fed with.
+"""The workload of a speed benchmark: a flow, how it is cut and computed, and the images that it is fed with.
 
 Whatever is compared takes the same workload. The images are noise in the shape of photographs: what they show changes
 neither how long a step takes nor what travels.
@@ -15,17 +15,21 @@ from torch import nn
 from pipeflow.config import Config, PhaseConfig
 from pipeflow.data import Batches, DataConfig, Pixels, resident
 from pipeflow.distributed import World, keep_memory
-from pipeflow.flow import Packet
+from pipeflow.flow import Packet, Step
 from pipeflow.model import (
     Activations,
     Compile,
     CutConfig,
+    Family,
     GlowConfig,
+    JetConfig,
     Layout,
     Precision,
+    TarFlowConfig,
     Truncated,
-    glow_steps,
+    family_steps,
     make_passage,
+    provisional_prior,
     set_precision,
     set_tensor_cores,
 )
@@ -41,7 +45,7 @@ class Workload:
     """A model, how it is cut, how it computes and how it is fed.
 
     Attributes:
-        levels, steps, hidden: of the Glow.
+        levels, steps, hidden: of the Glow; of a Jet or TarFlow `steps` are couplings or blocks, and `hidden` the width.
         size: images are 3 × size × size.
         batch: images per optimizer step, over all processes.
         cut: how many flow steps lie before each border.
@@ -49,6 +53,8 @@ class Workload:
         lr: Adam's learning rate; small, since nobody looks at what is learned.
         activations, compile, precision, layout: as in a run's settings.
         split_prior: of the Glow.
+        flow: the family; a Jet or TarFlow has patches of 4 × 4 pixels, transformers of two layers, and four heads.
+        provisional_prior: behind every part but the last.
         device: where it is trained.
         flip: whether images are flipped at random, as training does.
     """
@@ -66,11 +72,13 @@ class Workload:
     precision: Precision = "fp32"
     layout: Layout = "contiguous"
     split_prior: Literal["learned", "standard"] = "learned"
+    flow: str = "glow"
+    provisional_prior: Literal["standard", "flow"] = "standard"
     device: str = "cpu"
     flip: bool = False
 
     def __str__(self) -> str:
-        return f"Glow {self.levels} × {self.steps} × {self.hidden}, batch {self.batch}"
+        return f"{self.family}, batch {self.batch}"
 
     @property
     def pixels(self) -> Pixels:
@@ -79,6 +87,16 @@ class Workload:
     @property
     def glow(self) -> GlowConfig:
         return GlowConfig(levels=self.levels, steps=self.steps, hidden=self.hidden, split_prior=self.split_prior)
+
+    @property
+    def family(self) -> Family:
+        """Shape of the model."""
+        sizes = {"depth": 2, "width": self.hidden, "heads": 4, "patch": 4}
+        if self.flow == "jet":
+            return JetConfig(couplings=self.steps, **sizes)
+        if self.flow == "tarflow":
+            return TarFlowConfig(blocks=self.steps, **sizes)
+        return self.glow
 
     @property
     def torch_device(self) -> torch.device:
@@ -141,9 +159,10 @@ class Workload:
     def config(self, parts: int) -> Config:
         """The settings of a run that trains it in so many balanced parts."""
         return Config(
-            glow=self.glow,
+            flow=self.flow,
+            **{self.flow: self.family},
             data=DataConfig(batch=self.batch, flip=self.flip),
-            cut=CutConfig("balanced", parts),
+            cut=CutConfig("balanced", parts, provisional_prior=self.provisional_prior),
             phases=[PhaseConfig("simultaneous", steps=1)],
             precision=self.precision,
             layout=self.layout,
@@ -161,12 +180,16 @@ class Workload:
         if self.device == "cpu":
             torch.set_num_threads(1)
             keep_memory()
-        steps = glow_steps(self.glow, self.pixels.shape)
-        cut = resolve_cut(self.config(parts), self.pixels, steps, self.torch_device, self.batch)
+        cut = resolve_cut(self.config(parts), self.pixels, self.flow_steps(), self.torch_device, self.batch)
         return replace(self, cut=tuple(cut.at or ()))
 
+    def flow_steps(self) -> list[Step]:
+        """The steps of the whole flow."""
+        return family_steps(self.family, self.pixels.shape)
+
     def _truncate(self) -> tuple[list[Truncated], Truncated]:
-        return truncate(glow_steps(self.glow, self.pixels.shape), self.cut, self.pixels.shape, "standard", "standard")
+        prior = provisional_prior(self.config(len(self.cut) + 1).model, None)
+        return truncate(self.flow_steps(), self.cut, self.pixels.shape, "standard", prior)
 
 
 def count_parameters(module: nn.Module) -> int:

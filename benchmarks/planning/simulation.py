@@ -39,7 +39,6 @@ from benchmarks.robustness.faults import Kill, seconds_per_step, train
 from benchmarks.speed.rounds import Lineup, compare
 from benchmarks.speed.runner import Runner
 from pipeflow.distributed.malloc import keep_memory
-from pipeflow.model import glow_steps
 from pipeflow.planning import Cluster, Link, Profile, Simulation, balanced_cut, elapsed, measured_profile
 from pipeflow.planning.profile import ring_bytes
 
@@ -63,7 +62,7 @@ def measure_profile(workload: Workload) -> Profile:
     torch.set_num_threads(1)
     keep_memory()
     batches = sorted({workload.batch // share for share in (1, 2, 3, 4)} | {workload.batch // MICRO})
-    steps = glow_steps(workload.glow, workload.pixels.shape)
+    steps = workload.flow_steps()
     return measured_profile(workload.config(1), workload.pixels, steps, workload.torch_device, batches)
 
 

@@ -1,4 +1,4 @@
-"""By parts, and what people would use instead: one process, DDP, and the schedules of `torch.distributed.pipelining`.
+"""By parts, and what people would use instead: one process, DDP, FSDP, the schedules of `torch.distributed.pipelining`.
 
 All of them take the same parts of the same flow, the same images per optimizer step, the same Adam and, except one
 process, the same processes. Between the pipeline's stages travel (z, logp), as between parts; its loss is the last
@@ -8,7 +8,8 @@ waited or communicated. tests/benchmarks/test_approaches.py compares the gradien
 
 import os
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleIn
 
 from benchmarks.lib.workload import Repeated, Workload
 from pipeflow.data import MicroBatches, packet_sizes
-from pipeflow.distributed import World
+from pipeflow.distributed import World, shard
 from pipeflow.distributed.pipeline_1f1b import timed_stage
 from pipeflow.flow import Packet
 from pipeflow.model import bits_per_dim, set_packets
@@ -30,6 +31,7 @@ NAMES = {
     "gpipe": "GPipe",
     "zero_bubble": "zero bubble",
     "ddp": "DDP",
+    "fsdp": "FSDP",
     "one": "one process",
     "one_all": "one process, all cores",
 }
@@ -78,11 +80,20 @@ class ByParts(Approach):
     Args:
         wire: how latents travel.
         micro: packets per batch.
+        prior: behind every part but the last, "standard" or "flow".
     """
 
     warm, after = 3, 3
 
-    def __init__(self, workload: Workload, world: World, wire: str = "fp32", micro: int = 1) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        world: World,
+        wire: str = "fp32",
+        micro: int = 1,
+        prior: Literal["standard", "flow"] = "standard",
+    ) -> None:
+        workload = replace(workload, provisional_prior=prior)
         super().__init__(workload, world)
         self._wire, self._sizes = wire, packet_sizes(workload.batch, micro)
         parts, _ = workload.build()
@@ -213,6 +224,27 @@ class DataParallel(Approach):
         return dict(self._flow.named_global_parameters())
 
 
+class Sharded(Approach):
+    """Weights, gradients and moments spread over all processes (FSDP), gathered flow step by flow step."""
+
+    def __init__(self, workload: Workload, world: World) -> None:
+        super().__init__(workload, world)
+        assert workload.batch % world.size == 0, (workload.batch, world.size)
+        self._flow = workload.build()[1]
+        shard(world, self._flow, [step for _, step in self._flow.part.chain() if step.place == "step"])
+        self._optimizer = make_optimizer("adam", self._flow.named_global_parameters(), workload.lr)
+        self._head = workload.batches((world.rank, world.size))
+
+    def step(self) -> None:
+        self._optimizer.zero_grad()
+        _, nll = self._flow(self._head.recv())
+        bits_per_dim(nll, self.workload.pixels.dims).mean().backward()
+        self._optimizer.step()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._flow.named_global_parameters())
+
+
 class OneProcess(Approach):
     """The whole model in the first process, the whole batch; the other processes do nothing.
 
@@ -253,8 +285,8 @@ def make_approach(
         workload: what to train.
         world: the processes.
         groups: of all processes, one for the pipelines and one for DDP; filled on first use.
-        setting: `wire` by parts, `micro` by parts and of a pipeline, `bucket_mb` of DDP, `threads` of one process,
-            `rank` of a part alone.
+        setting: `wire` and `prior` by parts, `micro` by parts and of a pipeline, `bucket_mb` of DDP, `threads` of one
+            process, `rank` of a part alone.
     """
     if name == "parts":
         return ByParts(workload, world, **setting)
@@ -262,6 +294,8 @@ def make_approach(
         return PartAlone(workload, world, **setting)
     if name in ("one", "one_all"):
         return OneProcess(workload, world, **setting)
+    if name == "fsdp":
+        return Sharded(workload, world)
     kind = "ddp" if name == "ddp" else "pipeline"
     if kind not in groups:
         groups[kind] = dist.new_group(list(range(world.size)), backend="gloo")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.lib.workload import Workload
 from benchmarks.speed.approaches import make_approach
-from pipeflow.distributed import ParallelConfig, open_world
+from pipeflow.distributed import ParallelConfig, full_tensor, open_world, spread_like
 from pipeflow.model import bits_per_dim
 from tests.support.processes import in_processes
 
@@ -20,6 +20,7 @@ APPROACHES = {
     **{f"gpipe {micro}": {"micro": micro} for micro in (1, 2, 4)},
     **{f"1f1b {micro}": {"micro": micro} for micro in (2, 4)},
     "ddp": {"bucket_mb": 25},
+    "fsdp": {},
     "one": {"threads": 1},
 }
 
@@ -29,11 +30,11 @@ def move(parameters: dict[str, nn.Parameter]) -> None:
     """Off the start, where much of a Glow is zero; the same in every process and cut."""
     for name, parameter in parameters.items():
         noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-        parameter += 0.05 * noise
+        parameter += spread_like(0.05 * noise, parameter)
 
 
 def gradients(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    return {name: full_tensor(p.grad).clone() for name, p in parameters.items() if p.grad is not None}
 
 
 def train(init_method: str) -> bytes:

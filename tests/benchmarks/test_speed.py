@@ -11,6 +11,7 @@ from benchmarks.lib.namespaces import why_not
 from benchmarks.lib.torchrun import ROOT
 from benchmarks.robustness.long_run import is_flat
 from benchmarks.speed.replicas import ENGINES
+from pipeflow.model import FAMILIES
 from tests.benchmarks.quick_runs import quick
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,16 @@ def test_throughput_says_how_fast_each_approach_is_and_where_time_goes(tmp_path)
     for tried in run["settings_tried"].values():
         assert tried[0]["images_per_s"] == max(one["images_per_s"] for one in tried)
     assert found["zero_bubble"]["runs"] or found["zero_bubble"]["error"]
+
+
+def test_each_flow_is_trained_by_every_approach_and_its_bytes_are_counted(tmp_path):
+    for run, flow in zip(quick("speed.flows", tmp_path)["runs"], FAMILIES, strict=True):
+        assert run["workload"]["flow"] == flow and run["parameters"] > 0
+        found = run["approaches"]
+        assert found.keys() == {"parts", "heads", "1f1b", "ddp", "fsdp"}
+        assert all(one["images_per_s"] > 0 for one in found.values())
+        assert found["parts"]["all"] == pytest.approx(found["heads"]["all"], rel=0.02), "nothing is sent for a head"
+        assert found["parts"]["all"] < found["1f1b"]["all"]
 
 
 def test_slow_links_puts_the_same_bytes_on_every_line_or_says_why_not(tmp_path):

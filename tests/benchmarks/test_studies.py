@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from statistics import stdev
 
@@ -23,8 +24,8 @@ OPTIONS = {"data": "digits", "quick": False, "steps": None, "device": "cpu", "cu
 
 
 def digits_study(**others) -> Study:
-    arguments = {**OPTIONS, "parts": [2, 3], "arms": ARMS, "clip": "adaptive", "seeds": 3, "searched": 2, **others}
-    return study(argparse.Namespace(**arguments))
+    arguments = {"flow": "glow", "parts": [2, 3], "arms": ARMS, "clip": "adaptive", "seeds": 3, "searched": 2}
+    return study(argparse.Namespace(**{**OPTIONS, **arguments, **others}))
 
 
 def carried_out(plan: Study, bits) -> list[Job]:
@@ -107,6 +108,18 @@ def test_the_pairs_are_cut_as_in_the_configs():
     assert cuts == {(pair, parts, "across_blocks") for pair, many in paper_table.PAIRS.items() for parts in (1, many)}
     rates = {pair: {job.labels["lr"] for job in jobs if job.labels["pair"] == pair} for pair in paper_table.PAIRS}
     assert all(len(lrs) == 1 for lrs in rates.values()) and len(set.union(*rates.values())) == 2
+
+
+@pytest.mark.parametrize("flow", ["jet", "tarflow"])
+def test_other_flows_have_equal_parts_and_heads_of_their_own_width(flow):
+    order = carried_out(digits_study(flow=flow, arms=[E2E, "by_parts", "head_1_half"], seeds=1), best_at(0.002))
+    assert {job.labels["data"] for job in order} == {f"digits, {flow}"}
+    for job in order:
+        config = parsed(job)
+        assert config.flow == flow and config.cut.parts == job.labels["parts"]
+        borders = [0, *(config.cut.at or ()), config.family.steps]
+        assert len({end - start for start, end in pairwise(borders)}) == 1
+        assert config.cut.head.hidden == (32 if job.labels["arm"] == "head_1_half" else None)
 
 
 def parsed(job):
