@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeflow.model import glow_steps
+from pipeflow.model import family_steps
 from pipeflow.reporting import RunHistory, read_run
 
 Result = dict[str, Any]
@@ -93,7 +93,7 @@ def _bytes(history: RunHistory, processes: int, steps: list[int]) -> Sequence[fl
         return [None] * len(steps)
     assert history.sent is not None and history.newest is not None
     channels, height, width = history.newest.image
-    flow = glow_steps(history.config.glow, (channels, height, width))
+    flow = family_steps(history.config.family, (channels, height, width))
     weights = sum(parameter.numel() for step in flow for parameter in step.parameters())
     joined = [(phase.first, phase.last) for phase in history.phases if phase.config.schedule == "end_to_end"]
     shared = [sum(max(0, min(step, last) - first + 1) for first, last in joined) for step in steps]

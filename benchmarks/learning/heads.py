@@ -120,7 +120,7 @@ class Study:
 
     def best_head(self, parts: int, done: Mapping[str, Line]) -> Recipe | None:
         """The head with the lowest held-out bits/dim over all seeds; None until all are known."""
-        heads = {arm: self.search(parts, arm, done)[1] for arm in HEADS if arm in self.arms}
+        heads = {arm: self.search(parts, arm, done)[1] for arm in HEADS | LIKE_MODEL if arm in self.arms}
         if not heads or None in heads.values():
             return None
         chosen = {arm: head for arm, head in heads.items() if head}

@@ -178,3 +178,14 @@ def test_quick_time_to_bpd(tmp_path):
     for (name, processes, threads), one in alone.items():
         if threads == 1:  # a process more adds up in another order
             assert one["final"] == pytest.approx(alone[name, 1, 1]["final"], abs=1e-3), processes
+
+
+@pytest.mark.slow
+def test_quick_equal_devices(tmp_path):
+    found = quick("learning.equal_devices", tmp_path)
+    rows = {row["way"]: row for row in found["rows"]}
+    assert rows["DDP"]["computed_bytes"] > rows["by parts, last tenth DDP"]["computed_bytes"] > 0
+    assert rows["by parts"]["computed_bytes"] < rows["by parts, last tenth DDP"]["computed_bytes"]
+    assert all(row["measured_bytes"] > 0 for name, row in rows.items() if "end to end" not in name)
+    same = [rows[way]["test"] for way in rows if "by parts" not in way]
+    assert max(same) - min(same) < 1e-3, "end to end is the same training however it is spread"
