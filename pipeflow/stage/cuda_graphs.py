@@ -110,7 +110,7 @@ class RecordedStep:
         self._replay_update: Callable[[], None] | None = None
 
     def forward(self, packet: Packet, number: int = 0) -> tuple[Packet, Tensor]:
-        """As of the step; what it returns is valid until it is called again."""
+        """As of the step; the nll is valid until it is called again, and the packet too where it is all of a batch."""
         if self._replay_update is None and self._learned >= WARM_UP and torch.is_grad_enabled():
             self._record(packet)
         if self._replay_update is None:
@@ -118,7 +118,9 @@ class RecordedStep:
         self._packet.fill(packet)
         replay, forwarded = self._forward[min(number, 1)]
         replay()
-        return forwarded
+        left, nll = forwarded
+        # A part in the same process takes the packets of a batch after the last of them, and labels share their memory.
+        return (left.each(torch.clone) if self._packets > 1 else left), nll
 
     def backward(self, nll: Tensor, number: int = 0) -> Tensor:
         """As of the step, from what `forward` returned last; valid until the next packet but the first."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from pipeflow.config import Config, EndToEndConfig, PhaseConfig
+from pipeflow.distributed import ParallelConfig
 from pipeflow.flow import Packet
 from pipeflow.model import Drift, GlowConfig, glow_steps, make_passage
 from pipeflow.model.truncated import truncate
@@ -27,7 +28,7 @@ from pipeflow.stream import Discard
 from pipeflow.training import stages
 from pipeflow.training.messages import phase_opening
 from pipeflow.training.stages import StageBuilder
-from tests.support.small_runs import fit_in, small_config
+from tests.support.small_runs import FLOWS, fit_in, small_config
 from tests.support.tape import TapeRecorder
 
 IMAGE = (1, 8, 8)
@@ -156,11 +157,15 @@ TURNS = [
 ]
 
 
-@pytest.mark.parametrize("activations", ["keep", "invert"])
-def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
+@pytest.mark.parametrize(
+    ("activations", "flow", "packets"),
+    [("keep", "glow", 1), ("invert", "glow", 1), ("keep", "glow", 3), ("keep", "jet with labels", 2)],
+)
+def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations, flow, packets):
     """Every schedule: turns, packets between parts of one process, averages, checkpoints and evaluations."""
     monkeypatch.setattr(stages, "make_optimizer", partial(make_optimizer, fused=True))
-    configs = [small_config(tmp_path / kind, TURNS, activations=activations, ema=0.9) for kind in ("plain", "replayed")]
+    settings = {**FLOWS[flow], "activations": activations, "parallel": ParallelConfig(micro_batches=packets)}
+    configs = [small_config(tmp_path / kind, TURNS, ema=0.9, **settings) for kind in ("plain", "replayed")]
     fit_in("", configs[0])
     recorders, stages_made, alive = [], [], []
     collects = gc.isenabled()
@@ -170,7 +175,7 @@ def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
         recorders.append(TapeRecorder())
         alive.append(sum(made() is not None for made in stages_made))
         stages_made.append(weakref.ref(stage))
-        stage.step = RecordedStep(stage.step, stage.update.optimizer, recorders[-1])
+        stage.step = RecordedStep(stage.step, stage.update.optimizer, recorders[-1], packets)
         return stage
 
     monkeypatch.setattr(StageBuilder, "replayed", replayed)
@@ -179,7 +184,7 @@ def test_a_run_that_is_replayed_is_the_run(tmp_path, monkeypatch, activations):
     finally:
         gc.enable() if collects else None
     assert alive == [0, 1, 2, 0, 1, 2, 0]
-    assert [recorder.recorded for recorder in recorders] == [3] * 7
+    assert [recorder.recorded for recorder in recorders] == [1 + 2 * min(packets, 2)] * 7
     expected, found = (load(Path(config.run_dir) / "checkpoints" / "step-40")[0] for config in configs)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
