@@ -129,12 +129,14 @@ def part_memory(
     return found
 
 
-def data_parallel(profile: Profile, batch: int, processes: int, link: Link) -> Forecast:
+def data_parallel(
+    profile: Profile, batch: int, processes: int, link: Link, parallel: ParallelConfig = DEFAULT
+) -> Forecast:
     """The whole flow on every device, a share of the batch each: a chain of one part with so many replicas."""
     flow = profile.parts(())[0]
     shown = link.averaging(flow.parameters, processes) > flow.backward(share(batch, processes))
     return replace(
-        by_parts(profile, (), batch, link, processes),
+        by_parts(profile, (), batch, link, processes, parallel),
         replicas=None,
         way="DDP" if processes > 1 else "one device",
         at=None,
@@ -217,11 +219,11 @@ def compare(
     """
     counts = per_part(replicas, len(at) + 1)
     devices, chains = sum(counts), 1 if len(set(counts)) > 1 else counts[0]
-    ways = [data_parallel(profile, batch, 1, link)]
+    ways = [data_parallel(profile, batch, 1, link, parallel)]
     if at and max(counts) <= batch:
         ways.append(by_parts(profile, at, batch, link, replicas, parallel))
     if 1 < devices <= batch:
-        ways.append(data_parallel(profile, batch, devices, link))
+        ways.append(data_parallel(profile, batch, devices, link, parallel))
     if at and chains <= batch and devices // chains <= len(profile.steps):
         stages = balanced_cut(profile.end_to_end(), devices // chains, share(batch, chains), link)
         ways.append(pipelined(profile, stages, batch, link, chains))

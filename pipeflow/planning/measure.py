@@ -51,8 +51,12 @@ def measure_steps(
     ValueError says which step at the largest batch does not fit into the memory of the device.
     """
     known: dict[tuple[object, ...], Cost] = {}
-    costs = []
-    for step, (fixed, saved) in zip(steps, saved_bytes(steps, event, options.activations), strict=True):
+    costs, computing = [], list(steps)
+    if (options.precision, options.layout) != (StepOptions.precision, StepOptions.layout):
+        computing = [copy.deepcopy(step) for step in steps]
+        for step in computing:
+            set_precision(step, options.precision, options.layout)
+    for step, (fixed, saved) in zip(steps, saved_bytes(computing, event, options.activations), strict=True):
         key = (type(step), tuple(event), *(tuple(parameter.shape) for parameter in step.parameters()))
         if key not in known:
             try:

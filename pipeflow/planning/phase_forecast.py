@@ -101,5 +101,9 @@ def _turn_seconds(
         for border, size in enumerate(profile.border_bytes(at)[:last])
         if stage_of[border] != stage_of[border + 1]
     ]
-    together = sum(seconds * count for seconds, count in zip(work, counts, strict=False))
+    computing = [
+        cost.seconds(images[part]) if part in turn.learners else cost.forward(images[part])
+        for part, cost in enumerate(profile.parts(at)[: last + 1])
+    ]
+    together = sum(seconds * count for seconds, count in zip(computing, counts, strict=False))
     return max([*busy, *carrying, together / processes.at_once])

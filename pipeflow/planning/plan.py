@@ -222,7 +222,7 @@ class Plan:
         elif end_to_end.engine == "fsdp" and processes.size > 1:
             return []  # each process holds a share of the model, of which nothing is forecast
         else:
-            found = data_parallel(self.profile, batch, processes.size, self.link)
+            found = data_parallel(self.profile, batch, processes.size, self.link, self.config.parallel)
             sentence = "End to end every process holds the whole model, which needs more memory than a device has."
         return [] if self.fits(found) else [sentence]
 

@@ -70,6 +70,7 @@ def test_one_device():
     assert alone.seconds == (40 + 0) + (70 + 10) + 5
     assert (alone.way, alone.images_per_s, alone.idle, alone.sent_bytes) == ("one device", 10 / 125, 0, 0)
     assert alone.memory_bytes == 16 * 3500 + 15 * 10
+    assert data_parallel(SMALL, 10, 1, FAST, ParallelConfig(micro_batches=5)).memory_bytes == 16 * 3500 + 15 * 2
 
 
 def test_ddp_hides_its_gradients_behind_the_backward_pass_as_far_as_it_can():
@@ -272,6 +273,12 @@ def test_phases_in_replicas():
     assert processes((0, 1, 2), 6, replicas=2).size == 6
     found = phase_seconds(SMALL, (1, 2), [Turn((0, 1, 2), 4)], None, 20, FAST, processes((0, 1, 2), 6, replicas=2))
     assert found == pytest.approx(4 * 61)
+    line, turns = Link(8 * ring_bytes(500, 2) / 1000), [Turn((0, 1, 2), 1)]
+    averaging = [
+        phase_seconds(SMALL, (1, 2), turns, None, 20, line, processes((0, 1, 2), at_once, replicas=2))
+        for at_once in (2, 6)
+    ]
+    assert averaging[0] == averaging[1] == 10 + 4 * 1000 + 1, "what goes over the network needs no core"
 
 
 def test_a_link_within_a_process_takes_no_time():

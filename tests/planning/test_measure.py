@@ -132,6 +132,17 @@ def test_activations_that_are_not_kept_take_less_memory():
     assert sum(image for _, image in kept["keep"]) > sum(image for _, image in kept["checkpoint"])
 
 
+def test_activations_are_counted_in_the_precision_of_the_networks(device):
+    steps = glow_steps(GLOW, (1, 8, 8))
+    kept = {
+        precision: sum(cost.saved_bytes for cost in measure_steps(steps, (1, 8, 8), (2,), device, options))
+        for precision in ("fp32", "bf16")
+        if (options := StepOptions(precision))
+    }
+    assert kept["bf16"] < 0.8 * kept["fp32"]
+    assert not any(getattr(module, "autocast", None) for step in steps for module in step.modules()), "steps as before"
+
+
 @pytest.mark.parametrize("activations", ["checkpoint", "invert"])
 def test_steps_are_measured_as_their_activations_are_kept(activations, device):
     steps = glow_steps(GLOW, (1, 8, 8))
