@@ -19,10 +19,14 @@ def seeded(seed: int) -> Iterator[None]:
 def begin_like(step: nn.Module, other: nn.Module) -> None:
     """Gives a step the weights of another of its kind, the first numbers of each dimension that both have.
 
-    Weights without memory are not taken.
+    Of an attention's weights these are the first of the queries, of the keys and of the values. Weights without memory
+    are not taken.
     """
     theirs = other.state_dict()
     for name, mine in step.state_dict().items():
         if name in theirs and not theirs[name].is_meta:
-            shared = tuple(slice(min(sizes)) for sizes in zip(mine.shape, theirs[name].shape, strict=True))
-            mine[shared] = theirs[name][shared]
+            there = theirs[name]
+            if ".qkv." in name:
+                mine, there = mine.unflatten(0, (3, -1)), there.unflatten(0, (3, -1))
+            shared = tuple(slice(min(sizes)) for sizes in zip(mine.shape, there.shape, strict=True))
+            mine[shared] = there[shared]

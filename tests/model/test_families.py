@@ -114,6 +114,18 @@ def test_a_head_can_begin_as_the_model_goes_on(flow, tmp_path):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine) == (start == "model")
 
 
+@pytest.mark.parametrize("flow", ["jet", "tarflow"], indirect=True)
+def test_a_narrow_head_begins_with_queries_keys_and_values_of_the_model(flow, tmp_path):
+    cut = dataclasses.replace(HEADS, head=HeadConfig(hidden=4, start="model"))
+    first, second, _ = build(dataclasses.replace(config_in(tmp_path, flow), cut=cut).model, Pixels(IMAGE))[0].values()
+    mine, theirs = first.prior.chain()[0].state_dict(), second.part.chain()[0][1].state_dict()
+    names = [name for name in mine if name.endswith("qkv.weight")]
+    assert names and mine[names[0]].shape == (12, 4) and theirs[names[0]].shape == (24, 8)
+    for name in names:
+        for kind in range(3):
+            assert torch.equal(mine[name][4 * kind :][:4], theirs[name][8 * kind :][:4, :4])
+
+
 def test_initial_weights_depend_on_the_seed_only(flow, tmp_path):
     family = config_in(tmp_path, flow).family
     first, again, other = (torch.nn.ModuleList(family_steps(family, IMAGE, seed)).state_dict() for seed in (1, 1, 2))
