@@ -71,7 +71,7 @@ def load_folder(
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pipeflow"
     parts = ("train", "test", *(("train-labels", "test-labels") if labels else ()))
     ready = {part: cache / f"{fingerprint}-{part}.npy" for part in parts}
-    classes = _classes(train, test) if labels else {}
+    classes = _classes(train, test, held_out is not None) if labels else {}
     try:
         if not all(path.exists() for path in ready.values()):
             cache.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def load_folder(
                 for part, names in (("train", train), ("test", test)):
                     kept = decode.write(Path(scratch, part), folder, names, image_size, on_corrupt, like)
                     if labels:
-                        numbers = [classes[_class(names[at])] for at in kept]
+                        numbers = [classes[names[at]] for at in kept]
                         with Path(scratch, f"{part}-labels").open("wb") as file:
                             np.save(file, np.array(numbers, np.int64))
                 for part, path in ready.items():  # whole files appear at once, so racing processes cannot hurt
@@ -103,22 +103,24 @@ def load_folder(
     return tuple(arrays)
 
 
-def _class(name: str) -> str:
-    """The folder that an image lies in, without that of its split."""
-    above = Path(name).parts[:-1]
-    return "/".join(above[1:] if above[:1] in (("train",), ("test",), ("val",), ("valid",)) else above)
+def _classes(train: list[str], test: list[str], in_splits: bool) -> dict[str, int]:
+    """Image → the number of its class; classes are the folders of the training images, sorted.
 
+    `in_splits` says whether the first folder of an image is that of its split. A ValueError where folders are not those
+    of classes.
+    """
 
-def _classes(train: list[str], test: list[str]) -> dict[str, int]:
-    """The folders of the training images, sorted → numbers; a ValueError where they are not those of classes."""
-    classes = sorted({_class(name) for name in train})
+    def class_of(name: str) -> str:
+        return "/".join(Path(name).parts[in_splits:-1])
+
+    classes = sorted({class_of(name) for name in train})
     if "" in classes:
-        raise ValueError(
-            f"data.labels is on, but '{next(name for name in train if not _class(name))}' lies in no folder of a class."
-        )
-    if strange := sorted({_class(name) for name in test} - set(classes)):
+        outside = next(name for name in train if not class_of(name))
+        raise ValueError(f"data.labels is on, but '{outside}' lies in no folder of a class.")
+    if strange := sorted({class_of(name) for name in test} - set(classes)):
         raise ValueError(f"data.labels is on, but no training image is of the test images' class '{strange[0]}'.")
-    return {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)}
+    return {name: numbers[class_of(name)] for name in (*train, *test)}
 
 
 def split(names: list[str], held_out: str | None) -> tuple[list[str], list[str]]:

@@ -140,8 +140,11 @@ class Flow(nn.Module):
             guidance: how far to go beyond what the labels make, away from what no label makes.
 
         Raises:
-            ValueError: a latent is missing, unknown or of the wrong shape, or labels are missing or out of range.
+            ValueError: a latent is missing, unknown or of the wrong shape; labels are missing or out of range; there is
+                guidance for a flow that takes no labels.
         """
+        if guidance and not self.classes:
+            raise ValueError(f"Guidance is {guidance:g}, but this flow was trained without labels; leave it out.")
         expected = self.latent_shapes()
         found = {name: tuple(latent.shape[1:]) for name, latent in latents.items()}
         if found != expected:

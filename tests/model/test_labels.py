@@ -107,6 +107,13 @@ def test_labels_of_a_folder_are_its_folders(tmp_path, monkeypatch):
         found, _ = images_of(settings)
         assert found.labels["train"].tolist() == (found.train[:, 0, 0, 0] // 10).tolist() == [0, 1, 1, 2, 2]
         assert found.labels["test"].tolist() == (found.test[:, 0, 0, 0] // 10).tolist() == [0, 0, 1, 1]
+    whole = tmp_path / "whole"  # no splits: "valid" is a class like any other
+    for name in ("valid", "invalid"):
+        (whole / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("L", (4, 4), len(name)).save(whole / name / f"{number}.png")
+    found, _ = images_of(DataConfig("folder", str(whole), labels=True))
+    assert found.labels["train"].tolist() == [int(shade == len("valid")) for shade in found.train[:, 0, 0, 0]]
     Image.new("L", (4, 4)).save(root / "train" / "alone.png")
     with pytest.raises(ValueError, match=r"'train/alone\.png' lies in no folder of a class"):
         images_of(settings)
@@ -273,6 +280,8 @@ def test_likelihoods_and_samples_depend_on_the_label(run):
     drawn = flow.sample(6, labels=[0, 1, 2, 0, 1, 2])
     assert torch.equal(drawn[:3], flow.sample(3, labels=[0, 1, 2]))
     assert not torch.equal(flow.sample(6, labels=5, guidance=8.0), flow.sample(6, labels=5))
+    with pytest.raises(ValueError, match="Guidance is 2, but this flow was trained without labels"):
+        pipeflow.Glow(pipeflow.GlowConfig(levels=1, steps=1, hidden=4), Pixels((1, 8, 8))).sample(1, guidance=2.0)
 
 
 @pytest.mark.parametrize(
