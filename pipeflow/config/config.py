@@ -124,7 +124,7 @@ class Config:
         unit = lcm(*self._check_replicas())
         if self.cuda_graphs and self.data.batch // unit % self.parallel.packets:
             raise ValueError(
-                f"cuda_graphs is on, but {self.parallel.packets} micro-batches (parallel.packets) of "
+                f"cuda_graphs is on, but {self.parallel.packets} micro-batches (parallel.micro_batches) of "
                 f"{self.data.batch} images (data.batch) are not equal; choose a divisor, or leave cuda_graphs off."
             )
         if self.flow not in FAMILIES:  # how many flow steps it has, only the script knows
