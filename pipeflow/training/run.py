@@ -46,7 +46,7 @@ class Run:
 
     @property
     def packet_images(self) -> int:
-        """Images per packet where nothing is learned: as many as in a packet of a batch in training."""
+        """Images per packet where nothing is learned: those of training in one chain, however many chains there are."""
         return packet_sizes(self.config.data.batch, self.config.parallel.packets)[0]
 
     @property
