@@ -76,6 +76,7 @@ class ProcessWorld(World):
 
     def rejoin(self, waits_at: ResumePoint) -> None:
         self.close()
+        self.pulse.waits_for = None  # the error left it set, and whoever waits is never said to hang
         with self.pulse.waiting(EVERYONE):
             self._meet(waits_at, timedelta(seconds=self.config.rejoin_s))
         self.store.withdraw_claim()

@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 
 from pipeflow import cli
-from pipeflow.distributed import EVERYONE, ParallelConfig, Pulse, World, others_answer, suspicion
+from pipeflow.distributed import EVERYONE, ParallelConfig, Pulse, ResumePoint, World, others_answer, suspicion
 from pipeflow.distributed.heartbeat import SignOfLife
+from pipeflow.distributed.process_world import ProcessWorld
 from pipeflow.distributed.suspicion import Suspicion
 from pipeflow.errors import LostError
 from pipeflow.stage import Report
@@ -147,6 +148,17 @@ def test_reading_what_a_collective_of_a_gpu_left_is_waiting_for_everyone(average
         monitor.take(0, step + 1, 0, report)
     monitor.read()
     assert seen[0] == expected and world.pulse.waits_for is None
+
+
+def test_after_all_have_met_again_nobody_waits_for_the_lost_process_any_more(monkeypatch):
+    """Else the watchdogs would excuse whatever hangs later."""
+    world = ProcessWorld.__new__(ProcessWorld)
+    World.__init__(world, ParallelConfig(), 2, "cpu", size=2)
+    monkeypatch.setattr(world, "_meet", lambda *_: None)
+    with pytest.raises(LostError), world.pulse.waiting(1):
+        raise LostError("its process is gone")
+    world.rejoin(ResumePoint(1, 0))
+    assert world.pulse.waits_for is None
 
 
 # --- the end of a process --------------------------------------------------------------------------------------------
