@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 import pytest
 
+from pipeflow.config import PhaseConfig
+from pipeflow.distributed import ParallelConfig
+from pipeflow.distributed.process_world import ProcessWorld
+from pipeflow.model import CutConfig
 from tests.support.fault_injection import Fault, Scene, at_the_batch, fail, in_a_call, kill, run
+from tests.support.processes import in_processes
+from tests.support.small_runs import fit_in, small_config
 from tests.training.test_faults import (
     WORDS,
     assert_same_bits,
@@ -146,6 +152,28 @@ def test_only_the_lost_process_starts_again(name, undisturbed, tmp_path):  # noq
     assert back == ([] if again == EVERYONE else list(again)), ended.said
     assert_same_bits(undisturbed(case.size, more=case.words), tmp_path / "run")
     assert not list((tmp_path / "run" / "rejoin").iterdir())
+
+
+def meetings_of_a_turn(init_method, config):
+    """Whether a lost process would be waited for, at each meeting of all processes after batches 1 to 5 of 6."""
+    found, gather = [], ProcessWorld.gather_bytes
+
+    def noted(world, data):
+        if 0 < world.pulse.step < 6:
+            found.append(world.pulse.patient)
+        return gather(world, data)
+
+    ProcessWorld.gather_bytes = noted
+    fit_in(init_method, config)
+    return found
+
+
+def test_a_lost_process_is_waited_for_between_two_segments_of_a_turn_as_well(tmp_path):
+    cut = CutConfig("explicit", 3, [1, 4], provisional_prior="flow")
+    phases, parallel = [PhaseConfig("simultaneous", steps=6)], ParallelConfig(rejoin_s=60)
+    config = small_config(tmp_path / "run", phases, cut=cut, parallel=parallel, eval_every=2 / 125)
+    for patient in in_processes(3, meetings_of_a_turn, config, directory=tmp_path / "meet"):
+        assert patient and all(patient)
 
 
 def test_what_another_life_has_kept_is_not_taken_up(undisturbed, tmp_path):  # noqa: F811
