@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ def test_the_remains_of_a_save_that_was_cut_off_are_in_nobodys_way(tmp_path, par
 KEPT = {
     "the newest": (2, {}, {4, 5}),
     "and the best": (2, {1: 3.5, 2: 3.2, 3: 3.4}, {2, 4, 5}),
+    "and the best of those that are numbers": (2, {1: math.nan, 2: 3.0, 3: 4.0, 4: 4.1, 5: 4.2}, {2, 4, 5}),
     "which may be the newest": (1, {2: 3.2, 5: 3.1}, {5}),
     "all, where few": (9, {1: 1.0}, {1, 2, 3, 4, 5}),
 }
