@@ -178,9 +178,10 @@ class Record:
                 refuse_old_run(directory.path)
             for file in directory.metrics.glob("*.jsonl"):
                 rewind(file, step)
-            text = self.run.config.as_yaml()
-            if directory.settings.exists() and directory.settings.read_text() != text:
-                directory.settings.rename(directory.settings_until(step))
+            text, until = self.run.config.as_yaml(), directory.settings_until(step)
+            changed = directory.settings.exists() and directory.settings.read_text() != text
+            if changed and not until.exists():  # else these settings have led to no checkpoint, and are void
+                directory.settings.rename(until)
             write_whole(directory.settings, text)
         except OSError as error:
             raise ValueError(f"--run_dir {directory.path} cannot be written ({error}); give another one.") from error

@@ -487,6 +487,16 @@ def test_a_branch_that_dies_before_a_checkpoint_is_due_goes_on(when, restarted, 
     assert_equal_ends(undisturbed, config, 11)
 
 
+def test_the_settings_until_a_step_are_those_that_led_to_it(copy, monkeypatch):
+    """Other settings that came to no checkpoint do not take their place."""
+    first = (Path(copy.run_dir) / "config.yaml").read_text()
+    for every in (50, 60):
+        config = dataclasses.replace(copy, checkpoint=CheckpointConfig(every=every, keep=100))
+        interrupted(monkeypatch, Stop, "before", lambda _, step: step == 14, config, "auto")
+        assert (Path(copy.run_dir) / "config.yaml").read_text() == config.as_yaml()
+    assert (Path(copy.run_dir) / "config-until-step-12.yaml").read_text() == first
+
+
 def test_no_whole_checkpoint_at_all(copy, capsys):
     for step in range(1, 13):
         (saved(copy, step) / "part-1.safetensors").write_bytes(b"")
