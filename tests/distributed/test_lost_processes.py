@@ -1,5 +1,6 @@
 """What is said of a lost process, and when: errors of the transports, waiting that never ends, a device of its own."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,17 @@ import torch
 import torch.distributed as dist
 
 from pipeflow import cli
-from pipeflow.distributed import EVERYONE, ParallelConfig, Pulse, ResumePoint, World, others_answer, suspicion
+from pipeflow.distributed import (
+    EVERYONE,
+    ParallelConfig,
+    Pulse,
+    ResumePoint,
+    Watch,
+    World,
+    others_answer,
+    suspicion,
+    watchdog,
+)
 from pipeflow.distributed.heartbeat import SignOfLife
 from pipeflow.distributed.process_world import ProcessWorld
 from pipeflow.distributed.suspicion import Suspicion
@@ -159,6 +170,19 @@ def test_after_all_have_met_again_nobody_waits_for_the_lost_process_any_more(mon
         raise LostError("its process is gone")
     world.rejoin(ResumePoint(1, 0))
     assert world.pulse.waits_for is None
+
+
+def test_a_store_that_falls_silent_at_the_very_end_ends_the_process(monkeypatch):
+    world, codes, ended = World(ParallelConfig(heartbeat_s=0.1), 2, "cpu", size=2), [], threading.Event()
+
+    def exits(code):  # what waits would be gone
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(watchdog.os, "_exit", exits)
+    with Watch(world):
+        monkeypatch.setattr(world.store, "set", lambda *_: ended.wait(20))
+    assert codes and codes[0] == 1
 
 
 # --- the end of a process --------------------------------------------------------------------------------------------
