@@ -41,6 +41,7 @@ class Case(NamedTuple):
 
 EVERYONE = (0, 1, 2)
 PACKETS = ("--parallel.micro_batches", "3")
+SOON = ("--parallel.timeout_s", "8")
 HEADS = ("--cut.provisional_prior", "flow")
 LABELS = ("--flow", "jet", "--jet", "{couplings: 6, depth: 1, width: 8, heads: 2, patch: 2}", "--data.labels", "true")
 
@@ -76,6 +77,24 @@ def killed_and_then_another(scene: Scene) -> None:
     kill(scene)
     other = scene._replace(rank=2, target=2)
     in_a_call(other, ProcessWorld, "rejoin", lambda: os.kill(os.getpid(), 9), lambda *_: scene.step)
+
+
+def killed_while_connecting(scene: Scene, number: int = 1) -> None:
+    """The process connects for the first time, or the second one; the others wait for its address."""
+    from pipeflow.distributed import process_world
+
+    calls: list[int] = []
+
+    def step(*_: object) -> int:
+        calls.append(1)
+        return scene.step if len(calls) == number else -1
+
+    in_a_call(scene, process_world, "open_control_group", lambda: os.kill(os.getpid(), 9), step)
+
+
+def killed_and_then_another_while_connecting(scene: Scene) -> None:
+    kill(scene)
+    killed_while_connecting(scene._replace(rank=2, target=2), number=2)
 
 
 def killed_before_it_keeps_anything(scene: Scene) -> None:
@@ -121,6 +140,8 @@ CASES = {
     "while saving at a phase's end": Case(3, killed_while_writing, 12, 1, again=EVERYONE),
     "in a segment that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
     "end to end": Case(3, kill, 38, 1, again=EVERYONE),
+    "while all connect": Case(3, killed_while_connecting, 0, 1, again=EVERYONE, words=SOON),
+    "another while they connect again": Case(3, killed_and_then_another_while_connecting, 4, 1, EVERYONE, SOON),
 }
 
 
