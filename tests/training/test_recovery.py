@@ -198,13 +198,15 @@ def test_a_lost_process_is_waited_for_between_two_segments_of_a_turn_as_well(tmp
 
 
 def test_what_another_life_has_kept_is_not_taken_up(undisturbed, tmp_path):  # noqa: F811
-    """A stale file under the very name that the lost process would look for must not be found."""
+    """A stale file under the very name that the lost process would look for must not be found; none is left behind."""
     kept = tmp_path / "run" / "rejoin" / "rank-1-1-10.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"of another cut")
+    kept.with_name("rank-7-1-10.safetensors").write_bytes(b"of more processes")
     words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS]
     scene = {"rank": 1, "target": 1, "step": 10}
     ended = run(3, words, tmp_path / "meet", killed_before_it_keeps_anything, comes_back=True, **scene)
     assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0, 0], ended.said
     assert "rank-1-1-10.safetensors: No such file" in "".join(ended.said), ended.said  # whoever is the first says it
     assert_same_bits(undisturbed(3), tmp_path / "run")
+    assert not list(kept.parent.iterdir())
