@@ -32,7 +32,8 @@ TITLES = {
     "tail_33": "best head, last third end to end",
     "paper": "turns, last third end to end (the paper)",
 }
-STUDY = ("data", "steps", "batch", "clip", "device")
+STUDY = ("data", "steps", "batch", "clip", "device", "hardware")
+"""Runs that are compared share these: a seed on another machine is another run."""
 
 
 def read_lines(file: Path) -> list[Line]:
@@ -136,7 +137,7 @@ def _figures(runs: list[Line], tried: list[Line], chosen: dict[str, list[Line]],
 def tables(found: Sequence[Row]) -> str:
     """The rows as Markdown, a table per study and number of parts."""
     texts = []
-    for (data, steps, batch, clip, device, parts), ours in grouped(found, *STUDY, "parts").items():
+    for (data, steps, batch, clip, device, hardware, parts), ours in grouped(found, *STUDY, "parts").items():
         heads = [f"{data}, {parts} parts", "test bits/dim", "minus end to end", "of the gap closed", "lr"]
         cells = [[*heads, "seconds", "MiB sent", "seeds (runs)"]]
         for row in ours:
@@ -149,7 +150,7 @@ def tables(found: Sequence[Row]) -> str:
             cells[-1] += [number(row["seconds"], ".0f"), number(row["bytes"] and row["bytes"] / 2**20, ".1f")]
             diverged = f", {row['diverged']} diverged" * bool(row["diverged"])
             cells[-1].append(f"{row['seeds']} ({row['runs']}{diverged})")
-        settings = f"{data}: {steps:,} steps of {batch} images, clip {clip}, on {device}"
+        settings = f"{data}: {steps:,} steps of {batch} images, clip {clip}, on {device} ({hardware})"
         texts.append(f"{settings}\n\n{markdown(cells)}\n")
     return "\n".join(texts)
 
@@ -179,7 +180,7 @@ def draw(found: Sequence[Row]) -> Any:
             panel.errorbar(bits, heights, xerr=errors, fmt="o", capsize=3, label=f"{parts} parts")
         panel.axvline(0, color="black", linewidth=0.5)
         panel.set_yticks(list(places.values()), [TITLES[arm] for arm in places])
-        panel.set(xlabel="test bits/dim minus end to end", title=f"{study[0]}, clip {study[3]}")
+        panel.set(xlabel="test bits/dim minus end to end", title=f"{study[0]}, clip {study[3]}\n{study[5]}")
         panel.legend()
     return figure
 

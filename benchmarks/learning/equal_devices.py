@@ -1,6 +1,6 @@
 """On two devices, how long until a flow is as good as end to end makes it, and how many bytes does that take?
 
-    python -m benchmarks.learning.equal_devices [--seeds 3] [--lr 0.032] [--quick] [--json FILE]     (15 minutes)
+    python -m benchmarks.learning.equal_devices [--seeds 3] [--lr 0.032] [--quick] [--json FILE]     (6 minutes)
 
 The digits, Glow 2 × 4 × 32 in 2 parts, each run alone on the machine: by parts behind heads that start as the model
 goes on, without and with the last tenth of the images end to end (by DDP, or through the pipeline), against DDP, 1F1B

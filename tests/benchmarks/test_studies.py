@@ -156,6 +156,15 @@ def test_a_row_is_paired_seed_by_seed_at_the_chosen_rate():
     assert head["standard_error"] == pytest.approx(stdev([0.02, 0.06, 0.08]) / math.sqrt(3))
 
 
+def test_runs_of_two_machines_are_not_compared():
+    elsewhere = [{**one, "hardware": "another"} | ({"test": one["test"] + 1} if "test" in one else {}) for one in LINES]
+    found = rows([*LINES, *elsewhere])
+    assert [row["minus_end_to_end"] for row in found[3:]] == pytest.approx(
+        [row["minus_end_to_end"] for row in found[:3]]
+    )
+    assert len(found) == 6 and found[3]["test"] == found[0]["test"] + 1
+
+
 def test_a_seed_that_diverges_counts_and_has_no_pair():
     worse = [one for one in LINES if (one["arm"], one["lr"]) != ("by_parts", 0.02)]
     _, by_parts, head = rows(worse)

@@ -281,7 +281,7 @@ def test_likelihoods_and_samples_depend_on_the_label(run):
     assert torch.equal(drawn[:3], flow.sample(3, labels=[0, 1, 2]))
     assert not torch.equal(flow.sample(6, labels=5, guidance=8.0), flow.sample(6, labels=5))
     with pytest.raises(ValueError, match="Guidance is 2, but this flow was trained without labels"):
-        pipeflow.Glow(pipeflow.GlowConfig(levels=1, steps=1, hidden=4), Pixels((1, 8, 8))).sample(1, guidance=2.0)
+        pipeflow.Glow(pipeflow.GlowConfig(levels=1, steps=1, hidden=4), (1, 8, 8)).sample(1, guidance=2.0)
 
 
 @pytest.mark.parametrize(
