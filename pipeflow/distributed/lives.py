@@ -40,6 +40,7 @@ def run_in_child(work: Callable[[], int], restarts: int, final: tuple[int, ...])
         return work()
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # PyTorch imports its compiler when an optimizer is made
     child, asked, before, starter = 0, False, int(os.environ.get(RESTARTS, "0")), os.getppid()
+    code = -signal.SIGTERM  # of a child that was never begun
 
     def forward(number: int, _: FrameType | None) -> None:
         nonlocal asked
@@ -53,9 +54,11 @@ def run_in_child(work: Callable[[], int], restarts: int, final: tuple[int, ...])
     try:
         for restart in range(restarts + 1):
             parent = os.getpid()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # until it is known which process this is
+            if asked:  # since the last look at it
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+                break
             child = os.fork()
             if not child:
                 for number, handler in handlers.items():
@@ -85,6 +88,14 @@ def _live(work: Callable[[], int], parent: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            _flush()
+        finally:
+            os._exit(code)
+
+
+def _flush() -> None:
+    """Writes out what has been printed, as far as there is anybody to read it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
@@ -11,8 +12,9 @@ from .settings import ParallelConfig
 from .world import Members
 
 # Between turns a process may wait for as long as others learn. A dead peer closes its sockets, a stuck one misses its
-# heartbeats.
+# heartbeats. While they connect there are no sockets yet.
 _CONTROL_TIMEOUT = timedelta(days=30)
+_LONGEST_CONNECT_S = 120.0
 
 
 class ProcessGroups:
@@ -62,9 +64,15 @@ class ProcessGroups:
         return next((group for ranks, group in zip(several, made, strict=True) if self._here.rank in ranks), None)
 
 
-def open_control_group(rank: int, size: int, store: Store) -> None:
-    """Opens the default group, of all processes; they tell each other their addresses in the store."""
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_CONTROL_TIMEOUT)
+def open_control_group(rank: int, size: int, store: Store, config: ParallelConfig) -> None:
+    """Opens the default group, of all processes; they tell each other their addresses in the store.
+
+    A RuntimeError says that one of them did not, for `parallel.timeout_s` or two minutes.
+    """
+    connect = timedelta(seconds=min(config.timeout_s, _LONGEST_CONNECT_S))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=connect)
+    control = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    control._set_default_timeout(_CONTROL_TIMEOUT)  # dist.set_timeout, which PyTorch 2.11 does not have
 
 
 def _timeout(config: ParallelConfig, backend: str) -> timedelta:

@@ -46,8 +46,12 @@ class ProcessWorld(World):
             name = meet(self._base, self.rank, self.size, timeout)
         except (TimeoutError, RuntimeError) as error:
             raise lost_error(f"rank {self.rank} did not meet the others", error, kind=NoReturnError) from error
+        store = PrefixStore("control", PrefixStore(name, self._base))
         try:
-            open_control_group(self.rank, self.size, PrefixStore("control", PrefixStore(name, self._base)))
+            open_control_group(self.rank, self.size, store, self.config)
+        except RuntimeError as error:  # PyTorch has counted the group, and would call the next one by another name
+            raise lost_error("the processes could not connect", error, kind=NoReturnError) from error
+        try:
             self.backend = self._agree_on_backend()
             self._groups = ProcessGroups(self, self.config, self.backend)
         except RuntimeError as error:
@@ -76,6 +80,7 @@ class ProcessWorld(World):
 
     def rejoin(self, waits_at: ResumePoint) -> None:
         self.close()
+        self.pulse.waits_for = None  # the error left it set, and whoever waits is never said to hang
         with self.pulse.waiting(EVERYONE):
             self._meet(waits_at, timedelta(seconds=self.config.rejoin_s))
         self.store.withdraw_claim()

@@ -39,7 +39,7 @@ class Watch:
         self._heartbeats, self._rounds = 0, 0
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._ended = threading.Event()
+        self._ended, self._store_left = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch_others, name="watch", daemon=True)
         self._guard = threading.Thread(target=self._watch_the_store, name="guard", daemon=True)
         self._handlers: dict[signal.Signals, Any] = {}
@@ -59,9 +59,12 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         os.write(self._write, b"\0")
-        self._thread.join()
-        if error is None:
-            end_signs(self.world.store, self.world.rank)
+        try:
+            self._thread.join()
+            if error is None:
+                end_signs(self.world.store, self.world.rank)
+        finally:
+            self._store_left.set()  # not before: both of them may wait for the store
         if self._handlers:
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._handlers.items():
@@ -100,7 +103,7 @@ class Watch:
     def _watch_the_store(self) -> None:
         """Ends this process where the store is out of reach: a call over a cable that was cut never returns."""
         missed, before = 0, -1
-        while not self._ended.wait(self._heartbeat_s):
+        while not self._store_left.wait(self._heartbeat_s):
             missed = missed + 1 if self._rounds == before else 0
             before = self._rounds
             if missed > MISSED:

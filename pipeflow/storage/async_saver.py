@@ -128,13 +128,12 @@ class Saver:
         return [(name, digest, size) for name, digest, size in written]
 
     def _sweep(self, step: int) -> None:
-        """Removes what an interrupted save or removal left; damaged checkpoints after `step` lose their names."""
-        for path in self.run.checkpoints.glob("step-*.*"):
+        """Removes what an interrupted save or removal left; what is called a later checkpoint loses its name."""
+        for path in list(self.run.checkpoints.glob("step-*")):
+            number = path.name.removeprefix("step-")
             if path.suffix in (".partial", ".removed"):
                 shutil.rmtree(path, ignore_errors=True)
-        for damaged in self.run.saved_steps():
-            if damaged > step:
-                path = self.run.checkpoint(damaged)
+            elif number.isdecimal() and int(number) > step:  # damaged, or copied by hand and without a manifest
                 path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
 
 

@@ -9,6 +9,7 @@ verifies the checksums; each then reads the tensors of its own parts by name, wh
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -74,7 +75,7 @@ def prune(run: Path, keep: int) -> None:
     for step in steps:
         with suppress(ValueError):  # a damaged one
             bits = read_manifest(RunDirectory(run).checkpoint(step)).bits_per_dim
-            scores |= {} if bits is None else {step: bits}
+            scores |= {step: bits} if bits is not None and math.isfinite(bits) else {}
     best = min(scores, key=lambda step: scores[step], default=None)
     for step in steps[:-keep]:
         if step != best:

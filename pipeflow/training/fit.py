@@ -72,6 +72,9 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
     if not returned:
         remove_snapshots(state)
     pauses = Pauses(state, record, saver)
+    if not returned and progress.step and not world.on_rank_0(run.directory.saved_steps):
+        pauses.save()  # a branch: --resume auto must find what it began from, however early it dies
+        saver.settle()
     for number in range(len(progress.ended) + 1, len(borders)):
         begin, end = borders[number - 1 : number + 1]
         record.phase_begins(number, end - begin, progress.step - begin)

@@ -52,9 +52,12 @@ class Phase:
         """
         watch = Stopwatch(self.progress)
         self.enter()
+        turn = None
         for segment in self.segments:
             watch.lap()
-            start(self.state, segment.learners)
+            if segment.turn != turn:  # start asks all processes, and nothing recovers one that is lost meanwhile
+                start(self.state, segment.learners)
+            turn = segment.turn
             recovery = choose_recovery(self.state, self.number, segment)
             stopped = recovery.train(lambda: self.train(segment, recovery, pauses, watch))  # noqa: B023 - called here
             if self.progress.step == self.end:

@@ -6,6 +6,7 @@ of samples after every phase, `result.json` at the end: all by the first process
 
 import dataclasses
 import json
+import os
 import platform
 import resource
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from ..data import Pixels, Split, sheet_png
-from ..distributed import say, totals
+from ..distributed import RESTARTS, say, totals
 from ..errors import SaveError
 from ..model import Flow, build
 from ..storage import (
@@ -37,8 +38,9 @@ from .tensorboard import Board
 
 
 def refuse_old_run(directory: Path) -> None:
-    """A ValueError where the directory holds a run already."""
-    if RunDirectory(directory).holds_run():
+    """A ValueError where the directory holds a run already, and not what an earlier life of this one began to make."""
+    again = int(os.environ.get(RESTARTS, "0")) and not checkpoint.steps_saved(directory)
+    if RunDirectory(directory).holds_run() and not again:
         raise ValueError(
             f"{directory} already holds a run, which is never written over. Go on with it by --resume auto, give the "
             "new run another directory with --run_dir DIR, or rename or remove the old one."
@@ -176,9 +178,10 @@ class Record:
                 refuse_old_run(directory.path)
             for file in directory.metrics.glob("*.jsonl"):
                 rewind(file, step)
-            text = self.run.config.as_yaml()
-            if directory.settings.exists() and directory.settings.read_text() != text:
-                directory.settings.rename(directory.settings_until(step))
+            text, until = self.run.config.as_yaml(), directory.settings_until(step)
+            changed = directory.settings.exists() and directory.settings.read_text() != text
+            if changed and not until.exists():  # else these settings have led to no checkpoint, and are void
+                directory.settings.rename(until)
             write_whole(directory.settings, text)
         except OSError as error:
             raise ValueError(f"--run_dir {directory.path} cannot be written ({error}); give another one.") from error

@@ -55,9 +55,16 @@ def load_snapshot(state: State, at: ResumePoint) -> None:
 
 
 def remove_snapshots(state: State) -> None:
-    """Removes what this process has kept: the run is over, or begins another life, maybe in another cut."""
-    for file in _files(state):
-        file.unlink()
+    """Removes what all processes have kept: the run is over, or begins another life, maybe with fewer of them.
+
+    Every process must call it.
+    """
+
+    def remove() -> None:
+        for file in state.run.directory.rejoin.glob("rank-*.safetensors*"):
+            file.unlink()
+
+    state.run.world.on_rank_0(remove)
 
 
 def _files(state: State) -> list[Path]:

@@ -1,6 +1,7 @@
 """Which device a process takes, which backend all processes take, and which groups they open."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -112,6 +113,16 @@ DISAGREE = "The processes disagree about parallel.backend: rank 0 has auto, rank
 def test_all_processes_take_one_backend(tmp_path, backends, choices, expected):
     found = in_processes(2, meets, backends, choices, directory=tmp_path, timeout_s=60)
     assert found[0] == found[1] and found[0].startswith(expected)
+
+
+def meets_late(init_method):
+    world = open_world(ParallelConfig(timeout_s=3), 2, "cpu", init_method)
+    time.sleep(5 * world.rank)
+    return world.gather(world.rank)
+
+
+def test_a_process_waits_for_another_turn_for_longer_than_for_a_packet(tmp_path):
+    assert in_processes(2, meets_late, directory=tmp_path, timeout_s=60) == [[0, 1], [0, 1]]
 
 
 def opens(init_method, parts, replicas, backend):

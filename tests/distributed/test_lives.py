@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -44,6 +45,14 @@ def is_refused(directory, life):
 
 def is_killed_always(directory, life):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def prints_to_nobody(directory, life):
+    read, write = os.pipe()
+    os.close(read)
+    sys.stdout = os.fdopen(write, "w")
+    print("not flushed")
+    return 0
 
 
 def stops_when_asked(directory, life):
@@ -102,6 +111,7 @@ def lives(directory):
         (is_killed_always, 2, 128 + signal.SIGKILL, 3),
         (raises, 1, 1, 2),
         (is_refused, 3, 2, 1),
+        (prints_to_nobody, 3, 0, 1),
     ],
 )
 def test_the_work_is_begun_again_after_a_fault(fault, restarts, code, times, tmp_path):
@@ -126,6 +136,27 @@ def test_a_request_to_stop_is_handed_on_and_nothing_is_begun_again(fault, code, 
     os.kill(process.pid, signal.SIGTERM)
     process.join(timeout=60)
     assert process.exitcode == code and len(lives(tmp_path)) == 1
+
+
+def supervise_and_ask(directory, restarts, fault):
+    """Like `supervise`, and is asked to stop after it has decided to begin the work again, before it does so."""
+    parent, flush, calls = os.getpid(), sys.stdout.flush, []
+
+    def meets():
+        calls.append(os.getpid())
+        if calls == [parent, parent]:
+            os.kill(parent, signal.SIGTERM)
+        flush()
+
+    sys.stdout.flush = meets
+    supervise(directory, restarts, fault)
+
+
+def test_a_request_to_stop_that_comes_between_two_lives_is_heard(tmp_path):
+    process = CONTEXT.Process(target=supervise_and_ask, args=(tmp_path, 3, fails_twice))
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 1 and len(lives(tmp_path)) == 1
 
 
 def test_without_the_one_that_has_started_it_nothing_is_begun_again(tmp_path):

@@ -1,16 +1,30 @@
 """What is said of a lost process, and when: errors of the transports, waiting that never ends, a device of its own."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore
 
 from pipeflow import cli
-from pipeflow.distributed import EVERYONE, ParallelConfig, Pulse, World, others_answer, suspicion
+from pipeflow.distributed import (
+    EVERYONE,
+    ParallelConfig,
+    Pulse,
+    ResumePoint,
+    Watch,
+    World,
+    others_answer,
+    process_world,
+    suspicion,
+    watchdog,
+)
 from pipeflow.distributed.heartbeat import SignOfLife
+from pipeflow.distributed.process_world import ProcessWorld
 from pipeflow.distributed.suspicion import Suspicion
-from pipeflow.errors import LostError
+from pipeflow.errors import LostError, NoReturnError
 from pipeflow.stage import Report
 from pipeflow.stream.process_links import Border
 from pipeflow.training.monitor import Monitor
@@ -147,6 +161,47 @@ def test_reading_what_a_collective_of_a_gpu_left_is_waiting_for_everyone(average
         monitor.take(0, step + 1, 0, report)
     monitor.read()
     assert seen[0] == expected and world.pulse.waits_for is None
+
+
+def unconnected():
+    """The first of two processes, before they meet."""
+    world = ProcessWorld.__new__(ProcessWorld)
+    World.__init__(world, ParallelConfig(), 2, "cpu", size=2)
+    world._base = HashStore()
+    return world
+
+
+def test_processes_that_could_not_connect_do_not_meet_again(monkeypatch):
+    def refuses(*_):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connect timeout")
+
+    monkeypatch.setattr(process_world, "meet", lambda *_: "the second meeting")
+    monkeypatch.setattr(process_world, "open_control_group", refuses)
+    with pytest.raises(NoReturnError, match="the processes could not connect: Connect timeout"):
+        unconnected().rejoin(ResumePoint(1, 0))
+
+
+def test_after_all_have_met_again_nobody_waits_for_the_lost_process_any_more(monkeypatch):
+    """Else the watchdogs would excuse whatever hangs later."""
+    world = unconnected()
+    monkeypatch.setattr(world, "_meet", lambda *_: None)
+    with pytest.raises(LostError), world.pulse.waiting(1):
+        raise LostError("its process is gone")
+    world.rejoin(ResumePoint(1, 0))
+    assert world.pulse.waits_for is None
+
+
+def test_a_store_that_falls_silent_at_the_very_end_ends_the_process(monkeypatch):
+    world, codes, ended = World(ParallelConfig(heartbeat_s=0.1), 2, "cpu", size=2), [], threading.Event()
+
+    def exits(code):  # what waits would be gone
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(watchdog.os, "_exit", exits)
+    with Watch(world):
+        monkeypatch.setattr(world.store, "set", lambda *_: ended.wait(20))
+    assert codes and codes[0] == 1
 
 
 # --- the end of a process --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -131,9 +132,24 @@ def test_the_remains_of_a_save_that_was_cut_off_are_in_nobodys_way(tmp_path, par
     assert not remains.exists() and not (directory / "part-7.safetensors").exists()
 
 
+def test_a_checkpoint_that_was_copied_in_half_is_kept_aside(tmp_path, parts):
+    for step in (3, 5):
+        half = tmp_path / "checkpoints" / f"step-{step}"
+        half.mkdir(parents=True)
+        (half / "part-1.safetensors").write_bytes(b"half")
+    saver = Saver(World(ParallelConfig(), len(parts), "cpu"), tmp_path, CheckpointConfig(), 4)
+    saver.save(parts, manifest_of(5))
+    saver.settle()
+    assert checkpoint.steps_saved(tmp_path) == [5]
+    (aside,) = (tmp_path / "checkpoints").glob("step-5.damaged-*")
+    assert (aside / "part-1.safetensors").read_bytes() == b"half"
+    assert (tmp_path / "checkpoints" / "step-3").is_dir(), "what lies before is in nobody's way"
+
+
 KEPT = {
     "the newest": (2, {}, {4, 5}),
     "and the best": (2, {1: 3.5, 2: 3.2, 3: 3.4}, {2, 4, 5}),
+    "and the best of those that are numbers": (2, {1: math.nan, 2: 3.0, 3: 4.0, 4: 4.1, 5: 4.2}, {2, 4, 5}),
     "which may be the newest": (1, {2: 3.2, 5: 3.1}, {5}),
     "all, where few": (9, {1: 1.0}, {1, 2, 3, 4, 5}),
 }

@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 import pytest
 
+from pipeflow.config import PhaseConfig
+from pipeflow.distributed import ParallelConfig
+from pipeflow.distributed.process_world import ProcessWorld
+from pipeflow.model import CutConfig
 from tests.support.fault_injection import Fault, Scene, at_the_batch, fail, in_a_call, kill, run
+from tests.support.processes import in_processes
+from tests.support.small_runs import fit_in, small_config
 from tests.training.test_faults import (
     WORDS,
     assert_same_bits,
@@ -35,6 +41,7 @@ class Case(NamedTuple):
 
 EVERYONE = (0, 1, 2)
 PACKETS = ("--parallel.micro_batches", "3")
+SOON = ("--parallel.timeout_s", "8")
 HEADS = ("--cut.provisional_prior", "flow")
 LABELS = ("--flow", "jet", "--jet", "{couplings: 6, depth: 1, width: 8, heads: 2, patch: 2}", "--data.labels", "true")
 
@@ -70,6 +77,24 @@ def killed_and_then_another(scene: Scene) -> None:
     kill(scene)
     other = scene._replace(rank=2, target=2)
     in_a_call(other, ProcessWorld, "rejoin", lambda: os.kill(os.getpid(), 9), lambda *_: scene.step)
+
+
+def killed_while_connecting(scene: Scene, number: int = 1) -> None:
+    """The process connects for the first time, or the second one; the others wait for its address."""
+    from pipeflow.distributed import process_world
+
+    calls: list[int] = []
+
+    def step(*_: object) -> int:
+        calls.append(1)
+        return scene.step if len(calls) == number else -1
+
+    in_a_call(scene, process_world, "open_control_group", lambda: os.kill(os.getpid(), 9), step)
+
+
+def killed_and_then_another_while_connecting(scene: Scene) -> None:
+    kill(scene)
+    killed_while_connecting(scene._replace(rank=2, target=2), number=2)
 
 
 def killed_before_it_keeps_anything(scene: Scene) -> None:
@@ -115,6 +140,8 @@ CASES = {
     "while saving at a phase's end": Case(3, killed_while_writing, 12, 1, again=EVERYONE),
     "in a segment that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
     "end to end": Case(3, kill, 38, 1, again=EVERYONE),
+    "while all connect": Case(3, killed_while_connecting, 0, 1, again=EVERYONE, words=SOON),
+    "another while they connect again": Case(3, killed_and_then_another_while_connecting, 4, 1, EVERYONE, SOON),
 }
 
 
@@ -148,14 +175,38 @@ def test_only_the_lost_process_starts_again(name, undisturbed, tmp_path):  # noq
     assert not list((tmp_path / "run" / "rejoin").iterdir())
 
 
+def meetings_of_a_turn(init_method, config):
+    """Whether a lost process would be waited for, at each meeting of all processes after batches 1 to 5 of 6."""
+    found, gather = [], ProcessWorld.gather_bytes
+
+    def noted(world, data):
+        if 0 < world.pulse.step < 6:
+            found.append(world.pulse.patient)
+        return gather(world, data)
+
+    ProcessWorld.gather_bytes = noted
+    fit_in(init_method, config)
+    return found
+
+
+def test_a_lost_process_is_waited_for_between_two_segments_of_a_turn_as_well(tmp_path):
+    cut = CutConfig("explicit", 3, [1, 4], provisional_prior="flow")
+    phases, parallel = [PhaseConfig("simultaneous", steps=6)], ParallelConfig(rejoin_s=60)
+    config = small_config(tmp_path / "run", phases, cut=cut, parallel=parallel, eval_every=2 / 125)
+    for patient in in_processes(3, meetings_of_a_turn, config, directory=tmp_path / "meet"):
+        assert patient and all(patient)
+
+
 def test_what_another_life_has_kept_is_not_taken_up(undisturbed, tmp_path):  # noqa: F811
-    """A stale file under the very name that the lost process would look for must not be found."""
+    """A stale file under the very name that the lost process would look for must not be found; none is left behind."""
     kept = tmp_path / "run" / "rejoin" / "rank-1-1-10.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"of another cut")
+    kept.with_name("rank-7-1-10.safetensors").write_bytes(b"of more processes")
     words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS]
     scene = {"rank": 1, "target": 1, "step": 10}
     ended = run(3, words, tmp_path / "meet", killed_before_it_keeps_anything, comes_back=True, **scene)
     assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0, 0], ended.said
     assert "rank-1-1-10.safetensors: No such file" in "".join(ended.said), ended.said  # whoever is the first says it
     assert_same_bits(undisturbed(3), tmp_path / "run")
+    assert not list(kept.parent.iterdir())

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeflow.config import PhaseConfig, settle
-from pipeflow.distributed import open_world
+from pipeflow.distributed import Stop, open_world
 from pipeflow.distributed.graceful_stop import ask
 from pipeflow.errors import StopRequested
 from pipeflow.model import CutConfig
-from pipeflow.storage import CheckpointConfig, checkpoint
+from pipeflow.storage import CheckpointConfig, Saver, checkpoint
 from pipeflow.train import main
 from pipeflow.training import fit
 from pipeflow.training.restore import find, restore
@@ -444,6 +444,57 @@ def test_a_branch_needs_a_directory_of_its_own(copy, whole, capsys):
     assert "goes on to step 12, after step-7. Give the branch that begins here" in capsys.readouterr().err
     assert main(["--resume", str(saved(copy, 7)), "--run_dir", whole.run_dir]) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+class Interrupted(Exception):
+    """Ends `fit` as a fault would."""
+
+
+def interrupted(monkeypatch, owner, name, when, config, resume):
+    """`fit` until `owner.name` is called with arguments that `when` accepts."""
+    real = getattr(owner, name)
+
+    def meets(*arguments):
+        if when(*arguments):
+            raise Interrupted
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(owner, name, meets)
+        fit(config, resume=resume)
+
+
+IN_THE_THIRD_BATCH = (Stop, "before", lambda _, step: step == 9)
+BEFORE_IT_HAS_SAVED = (Saver, "save", lambda *_: True)
+
+
+@pytest.mark.parametrize(
+    ("when", "restarted"), [(IN_THE_THIRD_BATCH, False), (IN_THE_THIRD_BATCH, True), (BEFORE_IT_HAS_SAVED, True)]
+)
+def test_a_branch_that_dies_before_a_checkpoint_is_due_goes_on(when, restarted, whole, tmp_path, monkeypatch):
+    """By --resume auto, or by its own command in a restarted worker; never from weights drawn anew."""
+    undisturbed, config = (
+        dataclasses.replace(whole, run_dir=str(tmp_path / name), phases=PHASES[3:4], checkpoint=CheckpointConfig())
+        for name in ("undisturbed", "branch")
+    )
+    fit(undisturbed, resume=saved(whole, 6))
+    interrupted(monkeypatch, *when, config, saved(whole, 6))
+    if restarted:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert main(words(config, "--resume", str(saved(whole, 6)))) == 0
+    else:
+        assert main(["--run_dir", config.run_dir, "--resume", "auto"]) == 0
+    assert_equal_ends(undisturbed, config, 11)
+
+
+def test_the_settings_until_a_step_are_those_that_led_to_it(copy, monkeypatch):
+    """Other settings that came to no checkpoint do not take their place."""
+    first = (Path(copy.run_dir) / "config.yaml").read_text()
+    for every in (50, 60):
+        config = dataclasses.replace(copy, checkpoint=CheckpointConfig(every=every, keep=100))
+        interrupted(monkeypatch, Stop, "before", lambda _, step: step == 14, config, "auto")
+        assert (Path(copy.run_dir) / "config.yaml").read_text() == config.as_yaml()
+    assert (Path(copy.run_dir) / "config-until-step-12.yaml").read_text() == first
 
 
 def test_no_whole_checkpoint_at_all(copy, capsys):
