@@ -9,6 +9,7 @@ and TensorBoard grow by so many bytes per packet; checkpoints are kept to a numb
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,10 @@ def disk(run: Path) -> dict[str, int]:
     sizes = {}
     for name in ("checkpoints", "metrics", "tensorboard", "samples", "report"):
         sizes[name] = 0
-        for path in (run / name).rglob("*"):
-            try:
-                sizes[name] += path.stat().st_size if path.is_file() else 0
-            except FileNotFoundError:  # a checkpoint that was removed, or has just got its name
-                continue
+        for here, _, files in os.walk(run / name):
+            for file in files:
+                with suppress(FileNotFoundError):  # of a checkpoint that was removed, or has just got its name
+                    sizes[name] += Path(here, file).stat().st_size
     return sizes | {"kept": len(list((run / "checkpoints").glob("step-*[0-9]")))}
 
 
