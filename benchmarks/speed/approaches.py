@@ -21,7 +21,7 @@ from pipeflow.data import MicroBatches, packet_sizes
 from pipeflow.distributed import World, shard
 from pipeflow.distributed.pipeline_1f1b import timed_stage
 from pipeflow.flow import Packet
-from pipeflow.model import bits_per_dim, set_packets
+from pipeflow.model import Truncated, bits_per_dim, set_packets
 from pipeflow.stage import PipelineModule, make_optimizer
 from pipeflow.stream import Discard, close
 
@@ -192,27 +192,20 @@ class TorchPipeline(Approach):
         return dict(self._truncated.named_global_parameters())
 
 
-class DataParallel(Approach):
-    """The whole model in every process under DistributedDataParallel; each takes its share of the batch.
+class SharedBatch(Approach):
+    """The whole flow in every process, each of which takes its share of the batch; how it is spread, subclasses say."""
 
-    Args:
-        group: of all processes, for DDP alone.
-        bucket_mb: size of a gradient bucket.
-    """
-
-    def __init__(self, workload: Workload, world: World, group: Any, bucket_mb: float) -> None:
+    def __init__(self, workload: Workload, world: World) -> None:
         super().__init__(workload, world)
         assert workload.batch % world.size == 0, (workload.batch, world.size)
         self._flow = workload.build()[1]
-        self._model = nn.parallel.DistributedDataParallel(
-            self._flow,
-            process_group=group,
-            broadcast_buffers=False,
-            bucket_cap_mb=bucket_mb,
-            gradient_as_bucket_view=True,
-        )
+        self._model = self.spread(self._flow)
         self._optimizer = make_optimizer("adam", self._flow.named_global_parameters(), workload.lr)
         self._head = workload.batches((world.rank, world.size))
+
+    def spread(self, flow: Truncated) -> nn.Module:
+        """What is called in place of the flow, and averages its gradients over all processes."""
+        raise NotImplementedError
 
     def step(self) -> None:
         self._optimizer.zero_grad()
@@ -224,25 +217,34 @@ class DataParallel(Approach):
         return dict(self._flow.named_global_parameters())
 
 
-class Sharded(Approach):
+class DataParallel(SharedBatch):
+    """All weights in every process, gradients averaged by DistributedDataParallel.
+
+    Args:
+        group: of all processes, for DDP alone.
+        bucket_mb: size of a gradient bucket.
+    """
+
+    def __init__(self, workload: Workload, world: World, group: Any, bucket_mb: float) -> None:
+        self._group, self._bucket_mb = group, bucket_mb
+        super().__init__(workload, world)
+
+    def spread(self, flow: Truncated) -> nn.Module:
+        return nn.parallel.DistributedDataParallel(
+            flow,
+            process_group=self._group,
+            broadcast_buffers=False,
+            bucket_cap_mb=self._bucket_mb,
+            gradient_as_bucket_view=True,
+        )
+
+
+class Sharded(SharedBatch):
     """Weights, gradients and moments spread over all processes (FSDP), gathered flow step by flow step."""
 
-    def __init__(self, workload: Workload, world: World) -> None:
-        super().__init__(workload, world)
-        assert workload.batch % world.size == 0, (workload.batch, world.size)
-        self._flow = workload.build()[1]
-        shard(world, self._flow, [step for _, step in self._flow.part.chain() if step.place == "step"])
-        self._optimizer = make_optimizer("adam", self._flow.named_global_parameters(), workload.lr)
-        self._head = workload.batches((world.rank, world.size))
-
-    def step(self) -> None:
-        self._optimizer.zero_grad()
-        _, nll = self._flow(self._head.recv())
-        bits_per_dim(nll, self.workload.pixels.dims).mean().backward()
-        self._optimizer.step()
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._flow.named_global_parameters())
+    def spread(self, flow: Truncated) -> nn.Module:
+        shard(self.world, flow, [step for _, step in flow.part.chain() if step.place == "step"])
+        return flow
 
 
 class OneProcess(Approach):
