@@ -114,14 +114,17 @@ def _figures(runs: list[Line], tried: list[Line], chosen: dict[str, list[Line]],
     """What the table says of an arm."""
     rates = sorted({line["lr"] for line in tried})
     test = mean_error(list(by_seed(runs).values()))
-    apart = mean_error(paired(runs, chosen.get("end_to_end", [])))
-    gap = mean_error(paired(chosen.get("by_parts", []), chosen.get("end_to_end", [])))
+    base = chosen.get("end_to_end", [])
+    apart, held_out = (mean_error(paired(runs, base, value)) for value in ("test", "validation"))
+    gap = mean_error(paired(chosen.get("by_parts", []), base))
     shares = parts - 1 if runs[0]["parts"] == 1 else 1  # end to end, bytes are recorded for two processes
     seconds, sent = (list(by_seed(runs, name).values()) for name in ("seconds", "bytes"))
     return {
         "test": test and test[0],
         "minus_end_to_end": apart and apart[0],
         "standard_error": apart and apart[1],
+        "held_out_minus_end_to_end": held_out and held_out[0],
+        "held_out_standard_error": held_out and held_out[1],
         "gap_closed": 1 - apart[0] / gap[0] if apart and gap and gap[0] > 0 else None,
         "lr": runs[0]["lr"],
         "rates_tried": rates,
@@ -138,13 +141,15 @@ def tables(found: Sequence[Row]) -> str:
     """The rows as Markdown, a table per study and number of parts."""
     texts = []
     for (data, steps, batch, clip, device, hardware, parts), ours in grouped(found, *STUDY, "parts").items():
-        heads = [f"{data}, {parts} parts", "test bits/dim", "minus end to end", "of the gap closed", "lr"]
+        heads = [f"{data}, {parts} parts", "test bits/dim", "minus end to end", "held out", "of the gap closed", "lr"]
         cells = [[*heads, "seconds", "MiB sent", "seeds (runs)"]]
         for row in ours:
             apart = row["minus_end_to_end"] is not None and row["arm"] != "end_to_end"
             edge = len(row["rates_tried"]) > 1 and row["lr"] in (row["rates_tried"][0], row["rates_tried"][-1])
             cells.append([TITLES[row["arm"]], number(row["test"], ".3f")])
-            cells[-1].append(f"{row['minus_end_to_end']:+.3f} ± {row['standard_error']:.3f}" if apart else "")
+            for kind in ("", "held_out_"):
+                figures = row[f"{kind}minus_end_to_end"], row[f"{kind}standard_error"]
+                cells[-1].append(f"{figures[0]:+.3f} ± {figures[1]:.3f}" if apart and None not in figures else "")
             cells[-1].append(number(row["gap_closed"], ".0%") if apart and row["arm"] != "by_parts" else "")
             cells[-1].append(f"{row['lr']:g}{' (edge)' * edge}")
             cells[-1] += [number(row["seconds"], ".0f"), number(row["bytes"] and row["bytes"] / 2**20, ".1f")]
