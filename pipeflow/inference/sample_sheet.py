@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Config
 from ..data import Images, Labels, Space, Splits, fetch, save_sheet
 from ..distributed import ParallelConfig, World, open_world, prepare_process, say
-from ..model import Maker, check_labels
+from ..model import Maker, check_labels, set_tensor_cores
 from ..storage import MANIFEST, RunDirectory
 from .distributed_sampling import draw, load_local_parts, parts_of_one_process
 from .load import Source, Trained, load, locate, locate_together, read
@@ -95,14 +96,15 @@ def sampling_options(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
 
 
 def open_sampling_world(options: Namespace, init_method: str) -> World:
-    """The processes, at most one a part of the flow."""
-    parts, threads = 1, 1
+    """The processes, at most one a part of the flow, which compute as the run did."""
+    parts, threads, precision, family = 1, 1, Config.precision, Config.flow
     if options.run.suffix != ".safetensors":
         config = locate(options.run, verify=False).config
-        parts, threads = config.cut.parts, config.parallel.threads
+        parts, threads, precision, family = config.cut.parts, config.parallel.threads, config.precision, config.flow
     # Only latents and control traffic travel here, through host memory.
     world = open_world(ParallelConfig(backend="gloo", threads=threads, replicas=1), parts, options.device, init_method)
     prepare_process(threads, world.device)
+    set_tensor_cores(precision, family)
     return world
 
 

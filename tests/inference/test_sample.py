@@ -125,6 +125,17 @@ def test_an_exported_flow_and_a_checkpoint(run, tmp_path, capsys):
     assert (tmp_path / "file.png").read_bytes() == images == (tmp_path / "at.png").read_bytes()
 
 
+def test_a_gpu_computes_as_precisely_as_in_training(run, tmp_path, capsys):
+    """PyTorch lets convolutions of float32 round to TF32 unless it is told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        drawn(capsys, run, "--n", "2", "--out", tmp_path / "drawn.png")
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def test_a_picture_goes_to_the_run_and_is_never_written_over(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     for kind, words in {"grid": [], "each-part": ["--each-part"], "reconstruct": ["--reconstruct", "2"]}.items():
