@@ -3,8 +3,10 @@
 Its mode (modes.py) says which stages there are and what they are connected to; the loop is the same for all.
 """
 
+from functools import partial
+
 from ..config import Segment, multiples, phase_steps, segments, stops, turns
-from ..distributed import Stop, say
+from ..distributed import ResumePoint, Stop, say
 from ..errors import StopRequested
 from ..stage import NORM
 from ..stream import close
@@ -52,14 +54,14 @@ class Phase:
         """
         watch = Stopwatch(self.progress)
         self.enter()
-        turn = None
-        for segment in self.segments:
+        plan = list(self.segments)
+        if plan:  # start asks all processes, and nothing recovers one that is lost in this one
+            start(self.state, plan[0].learners)
+        for segment, following in zip(plan, [*plan[1:], None], strict=True):
             watch.lap()
-            if segment.turn != turn:  # start asks all processes, and nothing recovers one that is lost meanwhile
-                start(self.state, segment.learners)
-            turn = segment.turn
             recovery = choose_recovery(self.state, self.number, segment)
-            stopped = recovery.train(lambda: self.train(segment, recovery, pauses, watch))  # noqa: B023 - called here
+            attempt = partial(self.train, segment, following, recovery, pauses, watch)
+            stopped = recovery.train(attempt)
             if self.progress.step == self.end:
                 break
             if stopped:
@@ -80,8 +82,14 @@ class Phase:
         self.monitor = Monitor(self.state, self.mode, self.number, self.begin, self.end - self.begin)
         self.stop = Stop(self.world)
 
-    def train(self, segment: Segment, recovery: NoRecovery, pauses: Pauses, watch: Stopwatch) -> bool:
-        """Trains what is left of a segment, evaluates and saves after it; True if the run was asked to stop in it."""
+    def train(
+        self, segment: Segment, following: Segment | None, recovery: NoRecovery, pauses: Pauses, watch: Stopwatch
+    ) -> bool:
+        """Trains what is left of a segment, evaluates and saves after it, and makes ready for the one that follows.
+
+        Returns:
+            Whether the run was asked to stop in it.
+        """
         stopped = self._loop(segment, recovery, pauses)
         self.mode.collect()
         watch.lap(training=True)
@@ -95,6 +103,10 @@ class Phase:
             pauses.save()
         if step in self.evaluations and stopped:  # there may be little time left: what must not be lost comes first
             pauses.evaluate()
+        if following and not stopped:
+            if following.turn != segment.turn:
+                start(self.state, following.learners)
+            recovery.keep(ResumePoint(self.number, following.start))
         return stopped
 
     def _loop(self, segment: Segment, recovery: NoRecovery, pauses: Pauses) -> bool:
