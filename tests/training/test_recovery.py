@@ -133,6 +133,12 @@ def killed_as_it_has_kept_a_segment(scene: Scene) -> None:
     Recovery.keep = meets  # type: ignore[method-assign]
 
 
+def killed_while_drawing(scene: Scene) -> None:
+    from pipeflow.training.recorder import Record
+
+    in_a_call(scene, Record, "_draw_samples", lambda: os.kill(scene.pid(), 9), lambda record: record.progress.step)
+
+
 def killed_while_parts_start(scene: Scene) -> None:
     """Packets have gone down the chain, and not all processes have seen the end of it."""
     import pipeflow.training.actnorm_init
@@ -176,7 +182,15 @@ CASES = {
     "before the manifest": Case(3, killed_before_the_manifest, 20, 0),
     "while removing an old checkpoint": Case(3, killed_while_removing, 5, 0),
     "in the evaluation at a phase's end": Case(3, killed_in_evaluation, 12, 1),
-    "while saving at a phase's end": Case(3, killed_while_writing, 12, 1, again=EVERYONE),
+    "while saving at a phase's end": Case(3, killed_while_writing, 12, 1),
+    "while samples are drawn at a phase's end": Case(3, killed_while_drawing, 24, 0),
+    "before it keeps a phase, head": Case(3, killed_before_it_keeps_a_segment, 12, 0),
+    "before it keeps a phase, middle": Case(3, killed_before_it_keeps_a_segment, 24, 1),
+    "before it keeps a phase, tail": Case(3, killed_before_it_keeps_a_segment, 12, 2),
+    "as it has kept a phase, head": Case(3, killed_as_it_has_kept_a_segment, 24, 0, words=HEADS),
+    "as it has kept a phase, middle": Case(3, killed_as_it_has_kept_a_segment, 12, 1),
+    "as it has kept a phase, tail": Case(3, killed_as_it_has_kept_a_segment, 12, 2, words=HEADS),
+    "saving before it goes end to end": Case(3, killed_while_writing, 33, 0),
     "in the first segment, which it has not kept": Case(3, killed_before_it_keeps_a_segment, 0, 1, again=EVERYONE),
     "before it keeps a segment, head": Case(3, killed_before_it_keeps_a_segment, 5, 0),
     "before it keeps a segment, middle": Case(3, killed_before_it_keeps_a_segment, 10, 1),
@@ -211,6 +225,7 @@ QUICK = {
     "while saving, head",
     "before it keeps a segment, middle",
     "as it has kept a segment, tail",
+    "as it has kept a phase, middle",
     "while its part starts, middle",
 }
 
