@@ -226,7 +226,7 @@ QUICK = {
     "before it keeps a segment, middle",
     "as it has kept a segment, tail",
     "as it has kept a phase, middle",
-    "while its part starts, middle",
+    "while its part starts, head",
 }
 
 
