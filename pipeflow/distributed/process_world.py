@@ -57,16 +57,14 @@ class ProcessWorld(World):
         except RuntimeError as error:
             raise lost_error("the processes could not connect", error) from error
         everyone = self.gather([self._store_name, waits_at])
-        before = {(store_name, ResumePoint(*point)) for store_name, point in everyone if store_name}
+        before = [(store_name, ResumePoint(*point)) for store_name, point in everyone if store_name]
         if not self._store_name:
-            self._store_name = next(iter(before))[0] if before else name
+            self._store_name = before[0][0] if before else name
             # A connection of its own: values are also read and set while another call keeps the first one busy.
             store = PrefixStore(f"notes/{self._store_name}", self._base.clone())
             self.store = KeyValueStore(store, self.rank)
-        if len(before) > 1:
-            points = " and ".join(str(point) for point in sorted({point for _, point in before}))
-            raise NoReturnError(f"the processes cannot go on together: they wait at {points}")
-        return next(iter(before))[1] if before else None
+        # Where a segment ends (Recovery.keep), one may have left the meeting and another not: all have kept the later.
+        return max((point for _, point in before), default=None)
 
     def _agree_on_backend(self) -> str:
         """The backend of all processes: a host without a GPU for each of its own would else open groups alone.
@@ -82,7 +80,8 @@ class ProcessWorld(World):
         self.close()
         self.pulse.waits_for = None  # the error left it set, and whoever waits is never said to hang
         with self.pulse.waiting(EVERYONE):
-            self._meet(waits_at, timedelta(seconds=self.config.rejoin_s))
+            point = self._meet(waits_at, timedelta(seconds=self.config.rejoin_s))
+        self.resume_point = point if point != waits_at else None
         self.store.withdraw_claim()
 
     def gather_bytes(self, data: bytes) -> list[bytes]:

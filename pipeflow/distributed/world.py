@@ -42,7 +42,8 @@ class World(Topology):
         device: where the parts of this process live.
         pulse: what this process is doing right now.
         store: short values that every process can set and read at any time.
-        resume_point: where the others wait for this process, which they have lost; None where all began together.
+        resume_point: where the others wait for this process, which they have lost, or which has not seen that all have
+            reached this point; None otherwise.
     """
 
     resume_point: ResumePoint | None = None
@@ -143,10 +144,10 @@ class World(Topology):
         """Leaves the others, one of whom is lost, and meets them again with the one that takes its place.
 
         Args:
-            waits_at: where this process waits; must be the same in all that do.
+            waits_at: where this process waits. If others are further already, `resume_point` says where.
 
         Raises:
-            NoReturnError: nobody took its place in time, or the others wait elsewhere.
+            NoReturnError: nobody took its place in time.
             LostError: another process was lost while they met.
         """
         raise NoReturnError("there is no other process")

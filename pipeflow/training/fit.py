@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import Config, Resume, phase_steps
 from ..data import Splits
-from ..distributed import Stop, World, deterministic_kernels, intra_op_threads, open_world, say
+from ..distributed import World, deterministic_kernels, intra_op_threads, open_world, say
 from ..errors import StopRequested
 from ..model import Maker, set_tensor_cores
 from ..storage import Saver, read_plain, release
@@ -75,18 +75,15 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
     if not returned and progress.step and not world.on_rank_0(run.directory.saved_steps):
         pauses.save()  # a branch: --resume auto must find what it began from, however early it dies
         saver.settle()
+    ready = False
     for number in range(len(progress.ended) + 1, len(borders)):
         begin, end = borders[number - 1 : number + 1]
         record.phase_begins(number, end - begin, progress.step - begin)
         try:
-            Phase(state, number, begin).run(pauses)
+            ready = Phase(state, number, begin).run(pauses, ready)
         except StopRequested:
             saver.settle()
             raise
-        pauses.end_phase(number, end - begin)
-        cause = world.broadcast(Stop(world).cause())
-        if cause and end < borders[-1]:
-            raise StopRequested(end, cause)
     last, test = pauses.ledger(), pauses.test()
     remove_snapshots(state)
     return record.ends(last, test)

@@ -75,10 +75,11 @@ class Pauses:
                 f"Phase {number} ({schedule}) ends at step {progress.step} with a model whose {split} bits/dim is not "
                 "finite; nothing of it was saved. Try a lower lr, a warm-up or clipping."
             )
-        images_per_s = steps * run.config.data.batch / progress.elapsed["train_seconds"]
-        ended = {"schedule": schedule, "steps": steps, **progress.elapsed, "images_per_s": images_per_s}
-        progress.ended = [*progress.ended, ended]
-        progress.elapsed = dict.fromkeys(progress.elapsed, 0.0)
+        if len(progress.ended) < number:  # else again, with a process that was lost meanwhile
+            images_per_s = steps * run.config.data.batch / progress.elapsed["train_seconds"]
+            ended = {"schedule": schedule, "steps": steps, **progress.elapsed, "images_per_s": images_per_s}
+            progress.ended = [*progress.ended, ended]
+            progress.elapsed = dict.fromkeys(progress.elapsed, 0.0)
         self.save()
         self._saver.settle()
         self._record.phase_ends(ledger)

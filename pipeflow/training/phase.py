@@ -3,8 +3,10 @@
 Its mode (modes.py) says which stages there are and what they are connected to; the loop is the same for all.
 """
 
+from functools import partial
+
 from ..config import Segment, multiples, phase_steps, segments, stops, turns
-from ..distributed import Stop, say
+from ..distributed import ResumePoint, Stop, say
 from ..errors import StopRequested
 from ..stage import NORM
 from ..stream import close
@@ -35,15 +37,24 @@ class Phase:
         self.end = begin + phase_steps(self.settings, images, batch)
         self.evaluations = stops(images, batch, run.config.eval_every, begin, self.end)
         self.saves = multiples(run.config.checkpoint.every, begin, self.end)
-        plan = turns(self.settings, run.config.cut.parts, images, batch)
+        parts, self.later = run.config.cut.parts, run.config.phases[number:]
+        plan = turns(self.settings, parts, images, batch)
         self.segments = segments(plan, begin, sorted({*self.evaluations, *self.saves}), progress.step)
+        self.next: Segment | None = None  # the beginning of the next phase, if this one makes ready for it
+        if self.later and "end_to_end" not in (self.settings.schedule, self.later[0].schedule):
+            first = turns(self.later[0], parts, images, batch)[0]
+            self.next = Segment(-1, first.learners, self.end, first.steps)
         self.mode = choose_mode(state, self.settings, plan, begin)
 
-    def run(self, pauses: Pauses) -> None:
+    def run(self, pauses: Pauses, ready: bool) -> bool:
         """Trains every segment, or what is left of them.
 
         Args:
             pauses: evaluates and saves between two segments.
+            ready: whether the phase before made ready for this one.
+
+        Returns:
+            Whether this phase made ready for the next one.
 
         Raises:
             FloatingPointError: too many updates in a row were skipped.
@@ -52,20 +63,17 @@ class Phase:
         """
         watch = Stopwatch(self.progress)
         self.enter()
-        turn = None
-        for segment in self.segments:
+        plan = list(self.segments)
+        if not ready:  # start asks all processes, and nothing recovers one that is lost in this one
+            start(self.state, plan[0].learners)
+        for segment, following in zip(plan, [*plan[1:], self.next], strict=True):
             watch.lap()
-            if segment.turn != turn:  # start asks all processes, and nothing recovers one that is lost meanwhile
-                start(self.state, segment.learners)
-            turn = segment.turn
             recovery = choose_recovery(self.state, self.number, segment)
-            stopped = recovery.train(lambda: self.train(segment, recovery, pauses, watch))  # noqa: B023 - called here
-            if self.progress.step == self.end:
-                break
-            if stopped:
+            attempt = partial(self.train, segment, following, recovery, pauses, watch)
+            if recovery.train(attempt):
                 raise StopRequested(self.progress.step, self.stop.cause())
         self.monitor.close()
-        watch.lap()
+        return self.next is not None
 
     def enter(self) -> None:
         """Takes moments, weights and records up for this phase; every process must call it."""
@@ -80,16 +88,34 @@ class Phase:
         self.monitor = Monitor(self.state, self.mode, self.number, self.begin, self.end - self.begin)
         self.stop = Stop(self.world)
 
-    def train(self, segment: Segment, recovery: NoRecovery, pauses: Pauses, watch: Stopwatch) -> bool:
-        """Trains what is left of a segment, evaluates and saves after it; True if the run was asked to stop in it."""
+    def train(
+        self, segment: Segment, following: Segment | None, recovery: NoRecovery, pauses: Pauses, watch: Stopwatch
+    ) -> bool:
+        """Trains what is left of a segment, evaluates and saves after it, and makes ready for the one that follows.
+
+        Returns:
+            Whether the run was asked to stop.
+        """
         stopped = self._loop(segment, recovery, pauses)
         self.mode.collect()
         watch.lap(training=True)
+        stopped = self._pause(pauses, watch, stopped)
+        if following and not stopped:
+            if following.turn != segment.turn:
+                start(self.state, following.learners)
+            recovery.keep(ResumePoint(self.number + (following.start == self.end), following.start))
+        return stopped
+
+    def _pause(self, pauses: Pauses, watch: Stopwatch, stopped: bool) -> bool:
+        """Evaluates and saves, and ends the phase if it is over; whether the run has to stop here."""
         step = self.progress.step
-        if step == self.end or (step in self.evaluations and not stopped):
-            pauses.evaluate()
         if step == self.end:
-            return stopped
+            pauses.evaluate()
+            watch.lap()
+            pauses.end_phase(self.number, self.end - self.begin)
+            return bool(self.later and self.world.broadcast(self.stop.cause()))
+        if step in self.evaluations and not stopped:
+            pauses.evaluate()
         if step in self.saves or stopped:
             watch.lap()
             pauses.save()

@@ -44,6 +44,9 @@ class NoRecovery:
     def check(self) -> None:
         """Raises the LostError that a send of the last batch met, if it has not been raised."""
 
+    def keep(self, at: ResumePoint) -> None:
+        """Keeps the beginning of the next segment, as the last thing done in this one; every process must call it."""
+
 
 class Recovery(NoRecovery):
     """After a loss, all processes meet again and train what is left of the segment.
@@ -62,17 +65,21 @@ class Recovery(NoRecovery):
             keep_snapshot(state, at)
 
     def train(self, attempt: Callable[[], bool]) -> bool:
+        learned = set(self.state.progress.learned)
         self.world.pulse.patient = True
         try:
             while True:
                 try:
-                    if self.world.resume_point:  # this process is the one that was lost: the others wait for it
+                    if self.world.resume_point:  # the others wait here for this process
                         self.world.resume_point = None
                         self._compare()
                     return attempt()
                 except LostError as error:
                     lost = error
                 self._meet_again(lost)
+                if self.world.resume_point:  # they wait in the next segment: all have kept its beginning
+                    return False
+                self.state.progress.learned = set(learned)  # parts may have started for the next segment: they do again
         finally:
             self.world.pulse.patient = False
 
@@ -85,6 +92,14 @@ class Recovery(NoRecovery):
         for replay in self._replays.values():
             replay.check()
 
+    def keep(self, at: ResumePoint) -> None:
+        """No process begins the next segment before all have kept its beginning, so it is there that they meet again.
+
+        A process that does not see all others do so may find itself behind one that did, never further than here.
+        """
+        keep_snapshot(self.state, at)
+        self.world.barrier()
+
     def _meet_again(self, error: LostError) -> None:
         """Waits until the lost process is back; raises a LostError if it does not come, or all have to start again."""
         abort(self._links)
@@ -96,7 +111,7 @@ class Recovery(NoRecovery):
                 print(f"pipeflow: {line}", file=sys.stderr, flush=True)
             try:
                 self.world.rejoin(self._at)
-                return self._compare()
+                return None if self.world.resume_point else self._compare()
             except LostError as another:
                 error = another
         raise error

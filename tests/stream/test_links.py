@@ -48,8 +48,8 @@ def traffic_of_training(init_method: str, configs: list[Config]) -> list[dict[st
         phase.enter()
         start(state, (0, 1, 2))
         before = {s.fd: s for s in sockets()}
-        pauses: Any = SimpleNamespace(check=lambda: None, evaluate=lambda: None)
-        phase.train(next(phase.segments), NoRecovery(state), pauses, Stopwatch(state.progress))
+        pauses: Any = SimpleNamespace(check=lambda: None, evaluate=lambda: None, end_phase=lambda *_: None)
+        phase.train(next(phase.segments), None, NoRecovery(state), pauses, Stopwatch(state.progress))
         world.barrier()
         after = {s.fd: s for s in sockets()}
         kept = before.keys() & after.keys()  # one of the run before may close meanwhile

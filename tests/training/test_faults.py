@@ -274,6 +274,8 @@ def assert_same_bits(one: Path, other: Path, steps: int = 43) -> None:
         assert figures[0] == figures[1], name
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["test_bits_per_dim"] == results[1]["test_bits_per_dim"]
+    phases = [[(phase["schedule"], phase["steps"]) for phase in result["phases"]] for result in results]
+    assert phases[0] == phases[1]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,13 +1,14 @@
 """A process that is lost while training by parts comes back alone: the others live on, with the bits of no loss."""
 
 import os
+import sys
 import time
 from typing import NamedTuple
 
 import pytest
 
 from pipeflow.config import PhaseConfig
-from pipeflow.distributed import ParallelConfig
+from pipeflow.distributed import ParallelConfig, ResumePoint
 from pipeflow.distributed.process_world import ProcessWorld
 from pipeflow.model import CutConfig
 from tests.support.fault_injection import Fault, Scene, at_the_batch, fail, in_a_call, kill, run
@@ -40,6 +41,10 @@ class Case(NamedTuple):
 
 
 EVERYONE = (0, 1, 2)
+TURNS = (
+    "--phases",
+    '[{"schedule": "alternate", "steps": 33, "turn_steps": 3}, {"schedule": "end_to_end", "steps": 10}]',
+)
 PACKETS = ("--parallel.micro_batches", "3")
 SOON = ("--parallel.timeout_s", "8")
 HEADS = ("--cut.provisional_prior", "flow")
@@ -97,14 +102,54 @@ def killed_and_then_another_while_connecting(scene: Scene) -> None:
     killed_while_connecting(scene._replace(rank=2, target=2), number=2)
 
 
-def killed_before_it_keeps_anything(scene: Scene) -> None:
+def killed_before_it_keeps_a_segment(scene: Scene) -> None:
     import pipeflow.training.recovery
 
     def act() -> None:
         time.sleep(1)  # the others have kept theirs by now
         os.kill(scene.pid(), 9)
 
-    in_a_call(scene, pipeflow.training.recovery, "keep_snapshot", act, lambda state, *_: state.progress.step)
+    in_a_call(scene, pipeflow.training.recovery, "keep_snapshot", act, lambda state, at: at.step)
+
+
+def killed_as_it_has_kept_a_segment(scene: Scene) -> None:
+    """All have met by then, and one goes on; another one, the next by rank, does not see it."""
+    from pipeflow.errors import LostError
+    from pipeflow.training.recovery import Recovery
+
+    keep, fired = Recovery.keep, scene.directory / "fired"
+
+    def meets(self: Recovery, at: ResumePoint) -> None:
+        keep(self, at)
+        if at.step == scene.step and not fired.exists() and scene.process == scene.rank:
+            time.sleep(0.5)
+            scene.fires()
+            os.kill(scene.pid(), 9)
+        if at.step == scene.step and scene.process == (scene.rank + 1) % 3:
+            while not fired.exists():
+                time.sleep(0.01)
+            raise LostError("the processes no longer meet")
+
+    Recovery.keep = meets  # type: ignore[method-assign]
+
+
+def killed_while_drawing(scene: Scene) -> None:
+    from pipeflow.training.recorder import Record
+
+    in_a_call(scene, Record, "_draw_samples", lambda: os.kill(scene.pid(), 9), lambda record: record.progress.step)
+
+
+def killed_while_parts_start(scene: Scene) -> None:
+    """Packets have gone down the chain, and not all processes have seen the end of it."""
+    import pipeflow.training.actnorm_init
+
+    in_a_call(
+        scene,
+        pipeflow.training.actnorm_init,
+        "close",
+        lambda: os.kill(scene.pid(), 9),
+        lambda links: sys._getframe(2).f_locals["state"].progress.step,
+    )
 
 
 CASES = {
@@ -137,8 +182,31 @@ CASES = {
     "before the manifest": Case(3, killed_before_the_manifest, 20, 0),
     "while removing an old checkpoint": Case(3, killed_while_removing, 5, 0),
     "in the evaluation at a phase's end": Case(3, killed_in_evaluation, 12, 1),
-    "while saving at a phase's end": Case(3, killed_while_writing, 12, 1, again=EVERYONE),
-    "in a segment that it has kept nothing of": Case(3, killed_before_it_keeps_anything, 10, 1, again=EVERYONE),
+    "while saving at a phase's end": Case(3, killed_while_writing, 12, 1),
+    "while samples are drawn at a phase's end": Case(3, killed_while_drawing, 24, 0),
+    "before it keeps a phase, head": Case(3, killed_before_it_keeps_a_segment, 12, 0),
+    "before it keeps a phase, middle": Case(3, killed_before_it_keeps_a_segment, 24, 1),
+    "before it keeps a phase, tail": Case(3, killed_before_it_keeps_a_segment, 12, 2),
+    "as it has kept a phase, head": Case(3, killed_as_it_has_kept_a_segment, 24, 0, words=HEADS),
+    "as it has kept a phase, middle": Case(3, killed_as_it_has_kept_a_segment, 12, 1),
+    "as it has kept a phase, tail": Case(3, killed_as_it_has_kept_a_segment, 12, 2, words=HEADS),
+    "saving before it goes end to end": Case(3, killed_while_writing, 33, 0),
+    "in the first segment, which it has not kept": Case(3, killed_before_it_keeps_a_segment, 0, 1, again=EVERYONE),
+    "before it keeps a segment, head": Case(3, killed_before_it_keeps_a_segment, 5, 0),
+    "before it keeps a segment, middle": Case(3, killed_before_it_keeps_a_segment, 10, 1),
+    "before it keeps a segment, tail": Case(3, killed_before_it_keeps_a_segment, 7, 2),
+    "before it keeps a turn, head": Case(3, killed_before_it_keeps_a_segment, 15, 0),
+    "before it keeps a turn, middle": Case(3, killed_before_it_keeps_a_segment, 18, 1),
+    "before it keeps a turn, tail": Case(3, killed_before_it_keeps_a_segment, 21, 2),
+    "as it has kept a segment, head": Case(3, killed_as_it_has_kept_a_segment, 5, 0),
+    "as it has kept a segment, middle": Case(3, killed_as_it_has_kept_a_segment, 10, 1),
+    "as it has kept a segment, tail": Case(3, killed_as_it_has_kept_a_segment, 7, 2),
+    "as it has kept a turn, head": Case(3, killed_as_it_has_kept_a_segment, 15, 0),
+    "as it has kept a turn, middle": Case(3, killed_as_it_has_kept_a_segment, 18, 1, words=HEADS),
+    "as it has kept a turn, tail": Case(3, killed_as_it_has_kept_a_segment, 21, 2),
+    "while its part starts, head": Case(3, killed_while_parts_start, 3, 0, words=TURNS),
+    "while its part starts, middle": Case(3, killed_while_parts_start, 3, 1, words=(*TURNS, *HEADS)),
+    "while its part starts, tail": Case(3, killed_while_parts_start, 6, 2, words=TURNS),
     "end to end": Case(3, kill, 38, 1, again=EVERYONE),
     "while all connect": Case(3, killed_while_connecting, 0, 1, again=EVERYONE, words=SOON),
     "another while they connect again": Case(3, killed_and_then_another_while_connecting, 4, 1, EVERYONE, SOON),
@@ -155,6 +223,10 @@ QUICK = {
     "another while they meet again",
     "in an evaluation, middle",
     "while saving, head",
+    "before it keeps a segment, middle",
+    "as it has kept a segment, tail",
+    "as it has kept a phase, middle",
+    "while its part starts, head",
 }
 
 
@@ -199,14 +271,14 @@ def test_a_lost_process_is_waited_for_between_two_segments_of_a_turn_as_well(tmp
 
 def test_what_another_life_has_kept_is_not_taken_up(undisturbed, tmp_path):  # noqa: F811
     """A stale file under the very name that the lost process would look for must not be found; none is left behind."""
-    kept = tmp_path / "run" / "rejoin" / "rank-1-1-10.safetensors"
+    kept = tmp_path / "run" / "rejoin" / "rank-1-1-0.safetensors"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"of another cut")
-    kept.with_name("rank-7-1-10.safetensors").write_bytes(b"of more processes")
+    kept.with_name("rank-7-1-0.safetensors").write_bytes(b"of more processes")
     words = ["--run_dir", str(tmp_path / "run"), *WORDS, *WAITS]
-    scene = {"rank": 1, "target": 1, "step": 10}
-    ended = run(3, words, tmp_path / "meet", killed_before_it_keeps_anything, comes_back=True, **scene)
+    scene = {"rank": 1, "target": 1, "step": 0}
+    ended = run(3, words, tmp_path / "meet", killed_before_it_keeps_a_segment, comes_back=True, **scene)
     assert (tmp_path / "meet" / "fired").exists() and ended.codes == [0, 0, 0], ended.said
-    assert "rank-1-1-10.safetensors: No such file" in "".join(ended.said), ended.said  # whoever is the first says it
+    assert "rank-1-1-0.safetensors: No such file" in "".join(ended.said), ended.said  # whoever is the first says it
     assert_same_bits(undisturbed(3), tmp_path / "run")
     assert not list(kept.parent.iterdir())
