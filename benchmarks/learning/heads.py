@@ -8,8 +8,9 @@
 Arms: end to end; by parts with a standard normal behind every border, with a learned normal, or with a head (1 × half:
 one flow step per remaining level, half as wide as the model), which starts at random or like the model goes on; the
 best of the former with the last images end to end; and the paper's recipe, turns of one part each for two thirds of the
-images, then end to end. All arms draw equally many images, warm up over 50 updates, and take a tenth of their learning
-rate for the last third of the images.
+images, then end to end. Where --arms names them, heads for transformers (2 × half, deep: two couplings or blocks in
+all, with as many layers as the model's). All arms draw equally many images, warm up over 50 updates, and take a tenth
+of their learning rate for the last third of the images.
 
 Each arm gets its own learning rate: the first two seeds train at every rate of a grid, which grows once by a factor of
 2 where its edge is best; the other seeds train at the rate whose bits/dim on held-out training images are lowest. The
