@@ -26,6 +26,18 @@ TITLES = {
     "like_1_half": "head 1 × half width, starts like the model",
     "like_1_full": "head 1 × full width, starts like the model",
     "like_2_full": "head 2 × full width, starts like the model",
+    "head_2_half_deep": "head 2 × half width and all layers",
+    "head_4_half": "head 4 × half width",
+    "like_2_half": "head 2 × half width, starts like the model",
+    "like_4_half": "head 4 × half width, starts like the model",
+    "like_all_half": "head all × half width, starts like the model",
+    "like_4_full": "head 4 × full width, starts like the model",
+    "like_all_full": "head all × full width, starts like the model",
+    "like_1_full_deep": "head 1 × full width and all layers, starts like the model",
+    "like_2_half_deep": "head 2 × half width and all layers, starts like the model",
+    "like_2_full_deep": "head 2 × full width and all layers, starts like the model",
+    "like_all_half_deep": "head all × half width and all layers, starts like the model",
+    "like_all_full_deep": "head all × full width and all layers, starts like the model",
     "tail_5": "best head, last 5 % end to end",
     "tail_10": "best head, last 10 % end to end",
     "tail_20": "best head, last 20 % end to end",
@@ -175,7 +187,8 @@ def draw(found: Sequence[Row]) -> Any:
     """A panel per study: how far each arm ends from end to end, with standard errors."""
     groups = grouped(found, *STUDY)
     figure, panels = axes(1, len(groups), figsize=(4 + 5 * len(groups), 5), sharey=True, squeeze=False)
-    places = {arm: number for number, arm in enumerate(reversed(TITLES))}
+    there = {row["arm"] for row in found}
+    places = {arm: number for number, arm in enumerate(arm for arm in reversed(TITLES) if arm in there)}
     for (study, ours), panel in zip(groups.items(), panels[0], strict=True):
         for number, ((parts,), rows_of) in enumerate(grouped(ours, "parts").items()):
             shown = [row for row in rows_of if row["minus_end_to_end"] is not None and row["arm"] != "end_to_end"]

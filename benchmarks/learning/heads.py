@@ -8,8 +8,9 @@
 Arms: end to end; by parts with a standard normal behind every border, with a learned normal, or with a head (1 × half:
 one flow step per remaining level, half as wide as the model), which starts at random or like the model goes on; the
 best of the former with the last images end to end; and the paper's recipe, turns of one part each for two thirds of the
-images, then end to end. All arms draw equally many images, warm up over 50 updates, and take a tenth of their learning
-rate for the last third of the images.
+images, then end to end. Where --arms names them, heads for transformers (2 × half, deep: two couplings or blocks in
+all, with as many layers as the model's). All arms draw equally many images, warm up over 50 updates, and take a tenth
+of their learning rate for the last third of the images.
 
 Each arm gets its own learning rate: the first two seeds train at every rate of a grid, which grows once by a factor of
 2 where its edge is best; the other seeds train at the rate whose bits/dim on held-out training images are lowest. The
@@ -31,20 +32,37 @@ from statistics import mean
 from benchmarks.learning.comparison import Line, about_runs, draw, read_files, rows, tables, without_curves
 from benchmarks.learning.recipe import Recipe, Task
 from benchmarks.learning.runs import Job, train_in_order
-from benchmarks.learning.tasks import add_study_options, chosen_task, study_file, task_labels, width
+from benchmarks.learning.tasks import add_study_options, chosen_task, layers, study_file, task_labels, width
 from benchmarks.lib.results import keep, make_parser
 from pipeflow.model import FAMILIES
 
 E2E = "end_to_end"
 HEADS = {"head_1_half": (1, 2), "head_1_quarter": (1, 4), "head_1_full": (1, 1), "head_2_half": (2, 2)}
 LIKE_MODEL = {"like_1_half": (1, 2), "like_1_full": (1, 1), "like_2_full": (2, 1)}
+ALL = 99  # steps, which are at most those that remain
+LARGER = {
+    "head_2_half_deep": (2, 2),
+    "head_4_half": (4, 2),
+    "like_2_half": (2, 2),
+    "like_4_half": (4, 2),
+    "like_all_half": (ALL, 2),
+    "like_4_full": (4, 1),
+    "like_all_full": (ALL, 1),
+    "like_1_full_deep": (1, 1),
+    "like_2_half_deep": (2, 2),
+    "like_2_full_deep": (2, 1),
+    "like_all_half_deep": (ALL, 2),
+    "like_all_full_deep": (ALL, 1),
+}
+"""Heads for transformers, trained where --arms names them; "deep": of as many layers as the model's."""
+SIZES = HEADS | LIKE_MODEL | LARGER
 TAILS = {"tail_5": 0.05, "tail_10": 0.1, "tail_20": 0.2, "tail_33": 1 / 3}
 TIERS = (
     (E2E, "by_parts", "head_1_half"),
-    ("paper", "learned", *(h for h in HEADS if h != "head_1_half"), *LIKE_MODEL),
+    ("paper", "learned", *(h for h in HEADS if h != "head_1_half"), *LIKE_MODEL, *LARGER),
     tuple(TAILS),
 )
-ARMS = tuple(arm for tier in TIERS for arm in tier)
+ARMS = tuple(arm for tier in TIERS for arm in tier if arm not in LARGER)
 LRS = {"digits": (8e-3, 1.6e-2, 3.2e-2), "cifar10_jpeg": (2e-3, 4e-3, 8e-3), "fashion_mnist": (1e-3, 2e-3, 4e-3)}
 TRANSFORMER_LRS = (1e-3, 2e-3, 4e-3)
 
@@ -62,6 +80,7 @@ class Study:
         seeds: how many, from 0.
         searched: seeds that train at every rate of the grid.
         clip: of every run.
+        depth: layers of the model's transformers; 1 of a Glow.
     """
 
     tasks: dict[int, Task]
@@ -72,6 +91,7 @@ class Study:
     seeds: int = 6
     searched: int = 2
     clip: str | None = None
+    depth: int = 1
 
     def wanted(self, done: Mapping[str, Line]) -> list[Job]:
         """The runs that are known to be wanted after those that are done, the most informative first."""
@@ -106,11 +126,12 @@ class Study:
     def recipe(self, parts: int, arm: str, done: Mapping[str, Line]) -> Recipe | None:
         """An arm, at a learning rate yet to be chosen; None if it waits for the best head."""
         base = Recipe("simultaneous", 0.0, self.lrs[0], clip=self.clip, cool=0.1)
-        if arm in HEADS or arm in LIKE_MODEL:
-            steps, share = (HEADS | LIKE_MODEL)[arm]
+        if arm in SIZES:
+            steps, share = SIZES[arm]
             size = ("--cut.head.steps", str(steps), "--cut.head.hidden", str(max(1, self.hidden // share)))
-            begin = ("--cut.head.start", "model" if arm in LIKE_MODEL else "random")
-            return base.but(words=("--cut.provisional_prior", "flow", *size, *begin))
+            begin = ("--cut.head.start", "model" if arm.startswith("like") else "random")
+            deep = ("--cut.head.depth", str(self.depth)) if arm.endswith("deep") else ()
+            return base.but(words=("--cut.provisional_prior", "flow", *size, *begin, *deep))
         if arm == "learned":
             return base.but(words=("--cut.provisional_prior", "learned"))
         if arm in TAILS:
@@ -120,7 +141,7 @@ class Study:
 
     def best_head(self, parts: int, done: Mapping[str, Line]) -> Recipe | None:
         """The head with the lowest held-out bits/dim over all seeds; None until all are known."""
-        heads = {arm: self.search(parts, arm, done)[1] for arm in HEADS | LIKE_MODEL if arm in self.arms}
+        heads = {arm: self.search(parts, arm, done)[1] for arm in SIZES if arm in self.arms}
         if not heads or None in heads.values():
             return None
         chosen = {arm: head for arm, head in heads.items() if head}
@@ -151,7 +172,8 @@ def study(args: argparse.Namespace) -> Study:
     grid = LRS[args.data] if args.flow == "glow" else TRANSFORMER_LRS
     lrs, clip = tuple(args.lrs or grid), None if args.clip == "none" else args.clip
     searched = min(args.searched, args.seeds)
-    return Study(tasks, width(args.data, args.flow, args.quick), labels, args.arms, lrs, args.seeds, searched, clip)
+    hidden, depth = width(args.data, args.flow, args.quick), layers(args.flow)
+    return Study(tasks, hidden, labels, args.arms, lrs, args.seeds, searched, clip, depth)
 
 
 def main() -> None:
@@ -159,7 +181,9 @@ def main() -> None:
     add_study_options(parser)
     parser.add_argument("--parts", type=int, nargs="+", choices=(2, 3, 4), default=[2, 3, 4])
     parser.add_argument("--flow", choices=FAMILIES, default="glow", help="a small flow of this family")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=ARMS, help=f"some of {ARMS}")
+    parser.add_argument(
+        "--arms", nargs="+", choices=(*ARMS, *LARGER), metavar="ARM", default=ARMS, help=f"some of {(*ARMS, *LARGER)}"
+    )
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--searched", type=int, default=2, help="seeds that train at every learning rate")
     parser.add_argument("--lrs", type=float, nargs="+", help="the grid of learning rates; one is taken as it is")

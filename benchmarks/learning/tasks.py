@@ -133,6 +133,11 @@ def width(data: str, flow: str, quick: bool) -> int:
     return (8 if quick else 32) if data == "digits" else LARGE[data].hidden
 
 
+def layers(flow: str) -> int:
+    """Layers of each transformer of a study's model; 1 for a Glow."""
+    return 1 if flow == "glow" else TRANSFORMERS[flow][2]
+
+
 def _glow(levels: int, steps: int, hidden: int) -> tuple[str, ...]:
     sizes = {"levels": levels, "steps": steps, "hidden": hidden}
     return tuple(word for name, value in sizes.items() for word in (f"--glow.{name}", str(value)))

@@ -131,6 +131,11 @@ class Config:
             return
         if self.flow == "glow" and self.data.labels:
             raise ValueError("data.labels is on, but the steps of a Glow take no labels; use the flow jet or tarflow.")
+        if self.flow == "glow" and self.cut.head.depth != 1:
+            raise ValueError(
+                f"cut.head.depth is {self.cut.head.depth}, but a Glow has no transformers, whose layers it counts; "
+                "leave it out."
+            )
         if self.flow != "glow" and self.layout != "contiguous":
             raise ValueError(f"layout is {self.layout}, but the flow {self.flow} has no convolutions; leave it out.")
         if self.flow == "tarflow" and self.activations == "invert":

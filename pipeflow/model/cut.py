@@ -20,16 +20,19 @@ class HeadConfig:
     """The small flow behind a border (`cut.provisional_prior: flow`).
 
     Attributes:
-        steps: flow steps per level that remains of the model; of a flow without levels, in all.
+        steps: flow steps per level that remains of the model, of a flow without levels in all; at most those that
+            remain.
         hidden: width of a head's networks; None takes half of the model's.
         start: initial weights: "random", or as the "model" goes on: each step of a head begins as the step of the model
             that it stands for, as far as it is as wide, so that what a part learns for its head also suits the next
             part. In a Glow a 1×1 convolution then stands for the steps of a level that a head leaves out.
+        depth: layers of each transformer; for a Jet or a TarFlow only.
     """
 
     steps: AtLeast1 = 1
     hidden: AtLeast1 | None = None
     start: Literal["random", "model"] = "random"
+    depth: AtLeast1 = 1
 
 
 @settings("cut")

@@ -91,11 +91,15 @@ def jet_steps(config: JetConfig, image: Event, seed: int = 0, classes: int = 0) 
 
 
 def jet_head(config: JetConfig, head: HeadConfig, event: Event, remaining: Sequence[Step]) -> list[Step]:
-    """The head of a Jet: `head.steps` couplings, each with one layer of half of the model's width."""
+    """The head of a Jet: `head.steps` couplings, at most those that remain, of half of the model's width.
+
+    If it starts like the model, `begin_like` gives each coupling the order of its numbers too.
+    """
     following = remaining[0]
     assert isinstance(following, JetCoupling)
     width = head.hidden or max(1, config.width // 2)
-    return _couplings(event, head.steps, 1, width, gcd(config.heads, width), following.classes)
+    count, heads = min(head.steps, len(remaining)), gcd(config.heads, width)
+    return _couplings(event, count, head.depth, width, heads, following.classes)
 
 
 def _couplings(event: Event, count: int, depth: int, width: int, heads: int, classes: int) -> list[Step]:

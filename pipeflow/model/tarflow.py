@@ -68,11 +68,15 @@ def tarflow_steps(config: TarFlowConfig, image: Event, seed: int = 0, classes: i
 
 
 def tarflow_head(config: TarFlowConfig, head: HeadConfig, event: Event, remaining: Sequence[Step]) -> list[Step]:
-    """The head of a TarFlow: `head.steps` blocks of one layer of half of the model's width, as the model goes on."""
+    """The head of a TarFlow: `head.steps` blocks, at most those that remain, of half of the model's width.
+
+    They go through the patches in the directions of the blocks that they stand for.
+    """
     following = remaining[0]
     assert isinstance(following, TarFlowBlock)
     width = head.hidden or max(1, config.width // 2)
-    return _blocks(event, following.backward, head.steps, 1, config, following.classes, width)
+    count = min(head.steps, len(remaining))
+    return _blocks(event, following.backward, count, head.depth, config, following.classes, width)
 
 
 def _blocks(

@@ -10,7 +10,8 @@ from torch import Tensor
 def check_names(expected: Collection[str], names: Collection[str], source: Path) -> None:
     """A ValueError where a checkpoint's tensors, moments ("<slot>/<global name>") included, are not the model's.
 
-    Provisional priors may be others than the checkpoint's; `source` is the checkpoint, for sentences.
+    Provisional priors may be others than the checkpoint's, but none may be so in part: that is a head of another size.
+    `source` is the checkpoint, for sentences.
     """
     if missing := [name for name in expected if name not in names and not is_provisional(name)]:
         raise ValueError(
@@ -18,6 +19,12 @@ def check_names(expected: Collection[str], names: Collection[str], source: Path)
         )
     if foreign := [name for name in names if name.split("/", 1)[-1] not in expected and not is_provisional(name)]:
         raise ValueError(f"{source} holds {foreign[0]}, which the model does not have: it belongs to another model.")
+    heads = {owner_of(name) for name in expected if is_provisional(name) and name in names}
+    parts = [name for name in expected if name not in names] + [name for name in names if name not in expected]
+    if other := next((name for name in parts if "/" not in name and owner_of(name) in heads), None):
+        raise ValueError(
+            f"{source} {'holds' if other in names else 'lacks'} {other}: its heads have another size (cut.head)."
+        )
 
 
 def check_values(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -10,8 +10,8 @@ from statistics import stdev
 import pytest
 
 from benchmarks.learning import paper_table
-from benchmarks.learning.comparison import read_lines, rows, tables
-from benchmarks.learning.heads import ARMS, E2E, TAILS, TIERS, Study, study
+from benchmarks.learning.comparison import TITLES, read_lines, rows, tables
+from benchmarks.learning.heads import ALL, ARMS, E2E, LARGER, TAILS, TIERS, Study, study
 from benchmarks.learning.paper_table import pair_jobs, pair_rows
 from benchmarks.learning.recipe import Recipe
 from benchmarks.learning.runs import Job, train_in_order
@@ -120,6 +120,20 @@ def test_other_flows_have_equal_parts_and_heads_of_their_own_width(flow):
         borders = [0, *(config.cut.at or ()), config.family.steps]
         assert len({end - start for start, end in pairwise(borders)}) == 1
         assert config.cut.head.hidden == (32 if job.labels["arm"] == "head_1_half" else None)
+
+
+def test_heads_for_transformers_are_trained_where_they_are_named():
+    """Deep ones have the layers of the model, all others one; steps beyond those that remain are none."""
+    found = {}
+    for flow, layers in {"jet": 1, "tarflow": 2}.items():
+        for job in carried_out(digits_study(flow=flow, arms=LARGER, parts=[3], seeds=1), best_at(0.002)):
+            head, arm = parsed(job).cut.head, job.labels["arm"]
+            assert head.depth == (layers if arm.endswith("deep") else 1)
+            assert head.start == ("model" if arm.startswith("like") else "random")
+            found[arm] = (head.steps, head.hidden)
+    assert found.keys() == LARGER.keys() and not LARGER.keys() & set(ARMS)
+    assert LARGER.keys() | set(ARMS) == TITLES.keys()
+    assert (found["like_2_half_deep"], found["like_all_full_deep"]) == ((2, 32), (ALL, 64))
 
 
 def parsed(job):

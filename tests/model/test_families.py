@@ -114,6 +114,43 @@ def test_a_head_can_begin_as_the_model_goes_on(flow, tmp_path):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine) == (start == "model")
 
 
+def following(flow, tmp_path, **head):
+    """A head, and the steps of the model after its border at 1."""
+    family = dataclasses.replace(FLOWS[flow][flow.split()[0]], depth=2)
+    cut = CutConfig("explicit", 2, [1], "flow", HeadConfig(**head))
+    config = dataclasses.replace(config_in(tmp_path, flow), cut=cut, **{flow.split()[0]: family})
+    first, second = build(config.model, Pixels(IMAGE))[0].values()
+    return first.prior.chain(), [step for _, step in second.part.chain()]
+
+
+@pytest.mark.parametrize("flow", ["jet", "tarflow"], indirect=True)
+@pytest.mark.parametrize("steps", [1, 2, 5, 9])
+def test_a_head_has_the_layers_and_steps_that_are_asked_for_and_remain(flow, steps, tmp_path):
+    """In the directions, or with the orders, of the model, and with its weights where they are as large."""
+    head, model = following(flow, tmp_path, steps=steps, hidden=8, start="model", depth=2)
+    assert (len(head), len(model)) == (min(steps, 5), 5)
+    for mine, theirs in zip(head, model, strict=False):
+        assert getattr(mine, "backward", None) == getattr(theirs, "backward", None)
+        found, expected = mine.state_dict(), theirs.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    shallow, _ = following(flow, tmp_path, steps=steps, hidden=8, start="model")
+    assert {len(step.network.layers) for step in shallow} == {1}
+
+
+@pytest.mark.parametrize("flow", ["jet", "tarflow", "jet with labels"], indirect=True)
+def test_a_head_as_large_as_the_rest_learns_what_the_next_part_learns(flow, tmp_path):
+    """Both begin alike and see the same latents, so that a part hands on what the next part knows how to use."""
+    cut = CutConfig("explicit", 2, [2], "flow", HeadConfig(steps=4, hidden=8, start="model"))
+    fit(dataclasses.replace(config_in(tmp_path / "run", flow), cut=cut, phases=PHASES[:1]))
+    found = tensors(tmp_path / "run", 4)
+    heads = {name: tensor for name, tensor in found.items() if name.startswith("provisional.2.steps.")}
+    assert len(heads) > 40
+    for name, tensor in heads.items():
+        number, rest = name.removeprefix("provisional.2.steps.").split(".", 1)
+        torch.testing.assert_close(tensor, found[f"steps.{int(number) + 3}.{rest}"], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("flow", ["jet", "tarflow"], indirect=True)
 def test_a_narrow_head_begins_with_queries_keys_and_values_of_the_model(flow, tmp_path):
     cut = dataclasses.replace(HEADS, head=HeadConfig(hidden=4, start="model"))
@@ -268,6 +305,12 @@ def test_images_that_do_not_fit(image, patch, message):
 def test_a_transformer_has_no_layout(tmp_path):
     with pytest.raises(ValueError, match="layout is channels_last, but the flow jet has no convolutions"):
         config_in(tmp_path, "jet", layout="channels_last")
+
+
+def test_a_glow_has_no_layers_to_count(tmp_path):
+    cut = dataclasses.replace(HEADS, head=HeadConfig(depth=2))
+    with pytest.raises(ValueError, match=r"cut\.head\.depth is 2, but a Glow has no transformers"):
+        dataclasses.replace(config_in(tmp_path, "glow"), cut=cut)
 
 
 def test_a_tarflow_is_not_inverted_in_backward_passes(tmp_path):

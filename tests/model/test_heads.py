@@ -227,6 +227,21 @@ def test_cut_anew_new_heads_start_from_data(runs, tmp_path, capsys):
     assert started and all(started)
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (HeadConfig(steps=2, start="model"), r"lacks provisional\.1\.steps\.\d\..*: its heads have another size"),
+        (HeadConfig(start="random"), r"lacks provisional\.1\.steps\.1\..*: its heads have another size"),
+        (HeadConfig(hidden=3, start="model"), r"holds \S*provisional\.\d\.steps\.\S+ of shape .*; here it must be"),
+    ],
+)
+def test_a_head_of_another_size_is_not_gone_on_with(runs, tmp_path, head, message):
+    """None of it would be as the checkpoint has it, and some of it would start afresh without a word."""
+    config = dataclasses.replace(config_in(tmp_path / "run"), cut=dataclasses.replace(CUT, head=head))
+    with pytest.raises(ValueError, match=message):
+        fit(config, resume=runs[1] / "checkpoints" / "step-3")
+
+
 def test_an_export_holds_no_head(runs, tmp_path):
     pipeflow.export(runs[1], tmp_path / "flow.safetensors")
     assert not [name for name in load_file(tmp_path / "flow.safetensors") if "provisional" in name]
