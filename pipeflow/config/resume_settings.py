@@ -1,16 +1,14 @@
 """Settings of a resumed run: what the command line leaves open is filled in from the checkpoint."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ..distributed import RESTARTS
 from ..model import CutConfig
-from ..storage import Manifest, RunDirectory, checkpoint, run_of
+from ..storage import Manifest, RunDirectory, checkpoint, is_later_life, run_of
 from .config import Config
 from .parser import from_dict, read_words
 from .yaml_text import read_file
@@ -25,8 +23,8 @@ def settle(
 ) -> tuple[Config, Resume]:
     """Command line → settings, and where to go on from.
 
-    With `--resume`, what the command line leaves open is the checkpoint's; and a process that torchrun has restarted,
-    which has the same command line as before, goes on with its run as if it said `--resume auto`.
+    With `--resume`, what the command line leaves open is the checkpoint's; and a process that was restarted, which has
+    the same command line as before, goes on with the run of its launch as if it said `--resume auto`.
 
     Args:
         arguments: dotted names and values; the process's own by default.
@@ -46,7 +44,7 @@ def settle(
     origin = None if wish in (None, "auto") else Path(wish)
     run = Path(str(given.get("run_dir") or (origin and _run_of(origin)) or (base or Config()).run_dir))
     before_reading(run)
-    if int(os.environ.get(RESTARTS, "0")) and (wish is None or checkpoint.steps_saved(run)):
+    if is_later_life(run) and (wish is None or checkpoint.steps_saved(run)):
         wish, origin = "auto", None
     if wish is None:
         return afresh(), None

@@ -9,7 +9,8 @@ from .device import available_memory, choose_device
 from .graceful_stop import Stop
 from .grid import Grid, grid, overlap, owners, unequal
 from .heartbeat import EVERYONE, Pulse, last_sign
-from .lives import RESTARTS, run_in_child
+from .launch import RESTARTS, launch_name
+from .lives import run_in_child
 from .malloc import keep_memory
 from .pipeline_1f1b import Engine
 from .process_settings import deterministic_kernels, intra_op_threads, prepare_process
@@ -45,6 +46,7 @@ __all__ = [
     "intra_op_threads",
     "keep_memory",
     "last_sign",
+    "launch_name",
     "local_tensor",
     "lost_error",
     "open_world",

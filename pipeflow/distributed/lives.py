@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import torch
 
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-"""The variable in which torchrun counts how often a worker was started again."""
+from .launch import RESTARTS, launch_name
+
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -38,6 +38,7 @@ def run_in_child(work: Callable[[], int], restarts: int, final: tuple[int, ...])
     """
     if not restarts:
         return work()
+    launch_name()  # asked here, since a child would name itself
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # PyTorch imports its compiler when an optimizer is made
     child, asked, before, starter = 0, False, int(os.environ.get(RESTARTS, "0")), os.getppid()
     code = -signal.SIGTERM  # of a child that was never begun

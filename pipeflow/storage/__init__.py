@@ -3,6 +3,7 @@
 from .async_saver import Saver
 from .checkpoint import CheckpointConfig
 from .files import Stream, read_plain, rewind, write_whole
+from .launch import is_later_life, note_launch
 from .manifest import EndedPhase, Manifest, check_own
 from .run_directory import CHECKPOINTS, END_TO_END, EVALUATION, MANIFEST, MODEL, RunDirectory, part_stream, run_of
 from .run_lock import claim, release

@@ -22,6 +22,7 @@ class RunDirectory:
         self.settings = path / "config.yaml"
         self.result = path / "result.json"
         self.lock = path / "lock"  # names the process that trains here; locked, and there, as long as it does
+        self.launch = path / "launch.json"  # names what has started the processes of the run last
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics"
         self.samples = path / "samples"

@@ -6,7 +6,6 @@ of samples after every phase, `result.json` at the end: all by the first process
 
 import dataclasses
 import json
-import os
 import platform
 import resource
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from ..data import Pixels, Split, sheet_png
-from ..distributed import RESTARTS, say, totals
+from ..distributed import launch_name, say, totals
 from ..errors import SaveError
 from ..model import Flow, build
 from ..storage import (
@@ -27,6 +26,8 @@ from ..storage import (
     Stream,
     checkpoint,
     claim,
+    is_later_life,
+    note_launch,
     part_stream,
     rewind,
     write_whole,
@@ -39,7 +40,7 @@ from .tensorboard import Board
 
 def refuse_old_run(directory: Path) -> None:
     """A ValueError where the directory holds a run already, and not what an earlier life of this one began to make."""
-    again = int(os.environ.get(RESTARTS, "0")) and not checkpoint.steps_saved(directory)
+    again = is_later_life(directory) and not checkpoint.steps_saved(directory)
     if RunDirectory(directory).holds_run() and not again:
         raise ValueError(
             f"{directory} already holds a run, which is never written over. Go on with it by --resume auto, give the "
@@ -73,7 +74,8 @@ class Record:
             for name in names:
                 rewind(self.directory.stream(name), state.progress.step)
         else:
-            self.world.on_rank_0(self._begin)
+            launches = self.world.gather(launch_name())
+            self.world.on_rank_0(lambda: self._begin(launches))
         self._evaluations: Stream | None = None
         self._board: Board | None = None
         if self.world.rank == 0:
@@ -169,13 +171,14 @@ class Record:
             return ""
         return messages.time_left((time.perf_counter() - began) / (step - first) * (self.last - step))
 
-    def _begin(self) -> None:
-        """Makes the directory ready: this run has it alone, and what comes again is taken back."""
+    def _begin(self, launches: list[str]) -> None:
+        """Makes the directory ready: this launch has it alone, and what comes again is taken back."""
         directory, step = self.directory, self.progress.step
         try:
             directory.path.mkdir(parents=True, exist_ok=True)
             if claim(directory.path):  # it was not there when the run was prepared; another one may have begun since
                 refuse_old_run(directory.path)
+            note_launch(directory.path, launches)
             for file in directory.metrics.glob("*.jsonl"):
                 rewind(file, step)
             text, until = self.run.config.as_yaml(), directory.settings_until(step)

@@ -1,13 +1,17 @@
-"""A process that waits beside the one that trains starts it again, hands signals on, and ends it when it ends."""
+"""A process that waits beside the one that trains starts it again, hands signals on, and ends it when it ends.
+
+All that one launch starts has one name, whoever starts it again.
+"""
 
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from pipeflow.distributed import RESTARTS, run_in_child
+from pipeflow.distributed import RESTARTS, launch_name, run_in_child
 from tests.support.processes import CONTEXT
 
 STOPPED = 75
@@ -37,6 +41,12 @@ def is_killed_once(directory, life):
 
 def raises(directory, life):
     raise RuntimeError("boom")
+
+
+def names_its_launch(directory, life):
+    with (directory / "launches").open("a") as file:
+        file.write(launch_name() + "\n")
+    return 1
 
 
 def is_refused(directory, life):
@@ -179,3 +189,41 @@ def test_the_one_that_works_ends_with_the_one_that_waits(tmp_path):
     while os.path.exists(f"/proc/{child}"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def launch_twice(directory, restarts, environment):
+    """An agent, whose worker ends and is started again."""
+    os.environ |= environment
+    for restart in range(2):
+        if RESTARTS in environment:
+            os.environ[RESTARTS] = str(restart)
+        if not (worker := os.fork()):
+            supervise(directory, restarts, names_its_launch)
+        os.waitpid(worker, 0)
+
+
+STATIC = {"TORCHELASTIC_RUN_ID": "none", RESTARTS: "0"}  # torchrun's own where it is given no id
+
+
+@pytest.mark.parametrize(
+    ("environment", "restarts", "lives", "launches"),
+    [(STATIC, 0, 2, 1), (STATIC, 1, 4, 1), ({}, 1, 4, 2), ({}, 0, 2, 2)],
+    ids=["torchrun", "torchrun and a process that waits", "a process that waits, twice", "a process, twice"],
+)
+def test_all_lives_of_a_launch_have_one_name(environment, restarts, lives, launches, tmp_path):
+    agents = [CONTEXT.Process(target=launch_twice, args=(tmp_path, restarts, environment)) for _ in range(2)]
+    for number, agent in enumerate(agents, 1):
+        agent.start()
+        agent.join(timeout=60)
+        names = (tmp_path / "launches").read_text().splitlines()
+        assert len(names) == number * lives and len(set(names)) == number * launches, names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when a process was started")
+def test_a_process_that_has_the_id_of_an_earlier_one_is_another_launch(monkeypatch):
+    name = launch_name.__wrapped__
+    monkeypatch.delenv(RESTARTS, raising=False)
+    here, started = name(), Path(f"/proc/{os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    assert here == name() and here.split()[-1] == started
+    monkeypatch.setattr(Path, "read_text", lambda path, read=Path.read_text: read(path).replace(started, "1"))
+    assert name() != here

@@ -135,6 +135,7 @@ def _enter(
     output = os.open(directory / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "0"
     if (directory / f"pid-{rank}").exists():
         os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
         (directory / f"again-{rank}").touch()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,21 @@ def test_killed_workers_come_back_and_go_on(options, words, undisturbed, tmp_pat
     assert len(said) == len(lines) == 3, (out, lines)
     assert "part 2 (rank 1)" in lines[0] and "part 3 (rank 2)" in lines[1] and "part 1 (rank 0)" in lines[2], lines
     assert_same_bits(run, undisturbed)
+
+
+@pytest.mark.parametrize("words", [[], ["--parallel.restarts", "3"], ["--data.batch", "7"]])
+def test_workers_that_come_back_leave_an_older_run_alone(words, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "checkpoints/step-1800")
+    (run / "result.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    process = start(run, "--max-restarts=1", words=words)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and "goes on from" not in out, out
+    lines = [line for line in errors.splitlines() if line.startswith("pipeflow: ")]
+    assert len(lines) == 2 and all("already holds a run" in line for line in lines), lines
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_request_to_stop_saves_the_run(undisturbed, tmp_path):

@@ -277,6 +277,20 @@ def test_a_restarted_worker_goes_on_whatever_its_command_line_says(copy, monkeyp
     assert settle(words(copy, "--resume", str(saved(copy, 3))))[1] == "auto"
 
 
+@pytest.mark.parametrize("names", ["of an earlier version", "of another launch"])
+def test_a_restarted_worker_does_not_go_on_with_what_its_launch_was_refused(names, copy, whole, monkeypatch, capsys):
+    launch = Path(copy.run_dir) / "launch.json"
+    launch.unlink() if names == "of an earlier version" else launch.write_text('["another"]')
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    before = {path: path.read_bytes() for path in Path(copy.run_dir).rglob("*") if path.is_file()}
+    for more in ([], ["--resume", str(saved(whole, 3))], ["--data.batch", "7"]):
+        assert main(words(copy, *more)) == 2
+        assert "already holds a run, which is never written over" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in Path(copy.run_dir).rglob("*") if path.is_file()} == before
+    assert main(words(copy, "--resume", "auto")) == 0, "as the command line says it may"
+    assert settle(words(copy))[1] == "auto", "from now on it is a run of this launch"
+
+
 # --- what is refused
 
 
