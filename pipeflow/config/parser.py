@@ -17,13 +17,11 @@ _TYPES = {name: field.type for name, field, _ in members(Config) if not name.sta
 _FORMER = {"run": "run_dir"}  # names in files that earlier versions have written → names of today
 
 
-def parse(arguments: Sequence[str]) -> Config:
-    """Command line, such as ["--glow.levels", "2"] → settings; a ValueError of one sentence where it is wrong."""
-    return parse_resume(arguments)[0]
-
-
 def parse_resume(arguments: Sequence[str]) -> tuple[Config, str | None]:
-    """Like `parse`, and what `--resume` says: "auto", a path, or None where it is not there."""
+    """Command line, such as ["--glow.levels", "2"] → settings, and what `--resume` says: "auto", a path, or None.
+
+    A ValueError of one sentence where it is wrong.
+    """
     given, resume = read_words(arguments)
     return from_dict(given), resume
 

@@ -20,9 +20,9 @@ from benchmarks.step.matrix_products import matrix_products, operations
 from benchmarks.step.peer_glows import peers
 from pipeflow import Glow
 from pipeflow.config import EndToEndConfig
-from pipeflow.config.parser import parse
 from pipeflow.distributed import ParallelConfig, grid
 from tests.benchmarks.quick_runs import quick
+from tests.support.command_line import parse
 
 
 def shares(recipe):

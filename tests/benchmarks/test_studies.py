@@ -17,8 +17,8 @@ from benchmarks.learning.recipe import Recipe
 from benchmarks.learning.runs import Job, train_in_order
 from benchmarks.learning.tasks import digits
 from benchmarks.learning.what_is_left import SOURCES
-from pipeflow.config.parser import parse
 from tests.benchmarks.quick_runs import quick, run
+from tests.support.command_line import parse
 
 OPTIONS = {"data": "digits", "quick": False, "steps": None, "device": "cpu", "cuda_graphs": False, "lrs": None}
 

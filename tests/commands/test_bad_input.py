@@ -13,8 +13,8 @@ from PIL import Image
 
 from pipeflow.cli import wait_so_only_rank_0_prints
 from pipeflow.config import Config
-from pipeflow.config.parser import parse
 from pipeflow.train import main
+from tests.support.command_line import parse
 
 SMALL = ["--glow.levels", "2", "--glow.steps", "2", "--glow.hidden", "8", "--data.batch", "16", "--device", "cpu"]
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeflow.config import Config, PhaseConfig, from_dict, settle
-from pipeflow.config.parser import parse
 from pipeflow.model import CutConfig, scheme_cut
+from tests.support.command_line import parse
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

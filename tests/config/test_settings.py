@@ -21,7 +21,7 @@ from pipeflow import (
     PhaseConfig,
 )
 from pipeflow.config import describe
-from pipeflow.config.parser import parse
+from tests.support.command_line import parse
 
 CLASSES = (
     *("PhaseConfig", "CutConfig", "DataConfig", "ParallelConfig", "CheckpointConfig", "EndToEndConfig", "GlowConfig"),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.lib.namespaces import two_hosts, why_not
-from pipeflow.config.parser import parse
 from pipeflow.storage import checkpoint
+from tests.support.command_line import parse
 from tests.support.small_runs import fit_in
 from tests.training.test_faults import SLACK_S
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pipeflow.config import Config
-from pipeflow.config.parser import parse
 from pipeflow.data import DataConfig, Pixels
 from pipeflow.flow import Split, Squeeze
 from pipeflow.model import CutConfig, GlowConfig, build, cut_steps, glow_steps
@@ -14,6 +13,7 @@ from pipeflow.planning import measure, measure_steps, measured_profile
 from pipeflow.planning.measure import StepOptions, medians, now, saved_bytes
 from pipeflow.planning.run_profile import batch_sizes
 from pipeflow.stage import CudaRecorder
+from tests.support.command_line import parse
 from tests.support.tape import TapeRecorder
 
 GLOW = GlowConfig(levels=2, steps=2, hidden=8, top_prior="learned")

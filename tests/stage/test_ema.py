@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pipeflow.config import PhaseConfig
-from pipeflow.config.parser import parse
 from pipeflow.inference import read
 from pipeflow.model import averaged
 from pipeflow.stage import Average
 from pipeflow.storage import CheckpointConfig, checkpoint
 from pipeflow.training import fit
+from tests.support.command_line import parse
 from tests.support.small_runs import small_config
 
 PHASES = [

@@ -10,7 +10,6 @@ import pytest
 
 import pipeflow.training.switch
 from pipeflow.config import Config, PhaseConfig
-from pipeflow.config.parser import parse
 from pipeflow.data import Batches
 from pipeflow.distributed import ParallelConfig, open_world
 from pipeflow.errors import JoinError
@@ -20,6 +19,7 @@ from pipeflow.storage import Manifest
 from pipeflow.stream.process_links import ProcessInbox
 from pipeflow.training import fit
 from pipeflow.training.state import State
+from tests.support.command_line import parse
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
 
