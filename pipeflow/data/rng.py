@@ -10,12 +10,14 @@ number with two keys an image, so that the sequences of two images never run in 
 
 import math
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
+Word = TypeVar("Word", int, Tensor)
 
 
 class Purpose(IntEnum):
@@ -31,16 +33,8 @@ class Purpose(IntEnum):
     LABEL = 8
 
 
-def _mix_int(h: int) -> int:
-    h ^= h >> 16
-    h = (h * 0x7FEB352D) & _MASK
-    h ^= h >> 15
-    h = (h * 0x846CA68B) & _MASK
-    return h ^ (h >> 16)
-
-
-def _mix(h: Tensor) -> Tensor:
-    # 32-bit words held in int64: the products may wrap, their low 32 bits are exact either way.
+def _mix(h: Word) -> Word:
+    # Of tensors, 32-bit words held in int64: the products may wrap, their low 32 bits are exact either way.
     h = h ^ (h >> 16)
     h = (h * 0x7FEB352D) & _MASK
     h = h ^ (h >> 15)
@@ -65,7 +59,7 @@ def words(seed: int, purpose: Purpose, epoch: int, index: Tensor, count: int) ->
     for lane in (1, 2):
         key = lane
         for part in (seed & _MASK, (seed >> 32) & _MASK, int(purpose), epoch & _MASK):
-            key = _mix_int((key * _GOLDEN + part) & _MASK)
+            key = _mix((key * _GOLDEN + part) & _MASK)
         keys.append(_mix((index * _GOLDEN + key) & _MASK).unsqueeze(1))
     position = torch.arange(count, device=index.device).unsqueeze(0)
     return _mix(_mix((keys[0] + position * _GOLDEN) & _MASK) ^ keys[1])
