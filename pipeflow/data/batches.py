@@ -1,4 +1,4 @@
-"""ImageArray in memory → the packets that enter the flow.
+"""Images in memory → the packets that enter the flow.
 
 `torch.utils.data.DataLoader` owns worker processes, a sampler and a generator state; images that fit in memory (or in a
 memory map) need none of that. Batch t holds positions tB … (t+1)B − 1 of the epochs' permutations laid end to end, so
@@ -31,15 +31,9 @@ def share(images: int, batch: int, place: int, size: int) -> range:
 ImageArray = np.ndarray | Tensor
 
 
-def resident(images: np.ndarray, device: torch.device, share: float = 0.25) -> ImageArray:
-    """The images on a GPU, once and for all, if they fit into a share of the memory that is free there; else as given.
-
-    Args:
-        images: (N, H, W, C) uint8.
-        device: where packets are made.
-        share: of the free memory.
-    """
-    if device.type != "cuda" or images.nbytes > share * torch.cuda.mem_get_info(device)[0]:
+def resident(images: np.ndarray, device: torch.device) -> ImageArray:
+    """Images (N, H, W, C) uint8 on the GPU for good, if a quarter of its free memory holds them; else as given."""
+    if device.type != "cuda" or images.nbytes > 0.25 * torch.cuda.mem_get_info(device)[0]:
         return images
     return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
@@ -179,7 +173,7 @@ class MicroBatches:
 
 
 class InOrder:
-    """ImageArray in the order in which they are stored, each once, as an inbox: for evaluation and for ActNorm's start.
+    """Images in the order in which they are stored, each once, as an inbox: for evaluation and for ActNorm's start.
 
     Args:
         images: (N, H, W, C) uint8.

@@ -131,11 +131,11 @@ class Cluster:
         stretch: NDArray[np.float64] = np.maximum(devices, 0.1) * jitter
         return stretch
 
-    def useful(self, devices: int, cost_s: float, again: float, every_s: float, failures: int = 5_000) -> float:
+    def useful(self, devices: int, cost_s: float, again: float, every_s: float) -> float:
         """Share of the time of so many devices that goes into steps that count; the others are as for `elapsed`."""
         if self.mtbf_s is None:
             return 1.0
-        intervals = np.random.default_rng(0).exponential(self.mtbf_s / devices, failures)
+        intervals = np.random.default_rng(0).exponential(self.mtbf_s / devices, size=5_000)
         return elapsed(inf, intervals, cost_s, again, every_s)[1] / float(intervals.sum())
 
 

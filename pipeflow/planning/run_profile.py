@@ -18,10 +18,9 @@ from .measure import StepOptions, elapsed, measure_steps, medians
 from .profile import Cost, Profile
 
 
-def batch_sizes(batch: int, most: int = 32) -> tuple[int, ...]:
-    """The batch, its half, its quarter, … down to a `most`-th of it, rounded up: the sizes to measure at, rising."""
-    pieces = [2**power for power in range(most.bit_length()) if 2**power <= min(most, batch)]
-    return tuple(sorted({-(-batch // piece) for piece in pieces}))
+def batch_sizes(batch: int) -> tuple[int, ...]:
+    """The batch, its half, its quarter, … down to a 32nd of it, rounded up: the sizes to measure at, rising."""
+    return tuple(sorted({-(-batch // pieces) for pieces in (1, 2, 4, 8, 16, 32) if pieces <= batch}))
 
 
 def measured_profile(

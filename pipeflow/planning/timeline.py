@@ -71,9 +71,9 @@ def order(stage: int, stages: int, micros: int) -> list[Operation]:
     return [*operations, Operation("update")]
 
 
-def period(stages: Stages, batches: int = 3) -> float:
-    """Seconds from one batch to the next: of the last two of `batches` that follow each other without a pause."""
-    ends = updates(stages, batches)
+def period(stages: Stages) -> float:
+    """Seconds from one batch to the next: of the last two of three that follow each other without a pause."""
+    ends = updates(stages, batches=3)
     return float(np.max(ends[-1]) - np.max(ends[-2]))
 
 
