@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -94,7 +94,7 @@ class ImageSet:
 
 
 def load(
-    name: DataName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop", labels: bool = False
+    name: SourceName, root: str | None, image_size: int | None, on_corrupt: OnCorrupt = "stop", labels: bool = False
 ) -> ImageSet:
     """Loads a data set; only `folder` ever resizes.
 
@@ -107,8 +107,7 @@ def load(
         labels: whether the images come with their labels.
 
     Raises:
-        ValueError: an unknown name, files that are missing or unfit, or an image_size or labels that the data set has
-            not.
+        ValueError: files that are missing or unfit, or an image_size or labels that the data set has not.
     """
     if name == "digits":
         images = _digits(labels)
@@ -119,12 +118,8 @@ def load(
     elif name == "folder":
         train, test, *found = load_folder(root, image_size, on_corrupt, labels)
         images = ImageSet(train, test, levels=256).labelled(found)
-    elif name == "npy":
+    else:  # npy: the settings refuse any other name
         images = _npy(root, labels)
-    elif name == "own":
-        raise ValueError("The data (data.name own) are those of a script, and only that script has them.")
-    else:
-        raise ValueError(f"data.name is '{name}'; it must be one of {', '.join(get_args(SourceName))}.")
     _check_size(name, image_size, images.train.shape[1])
     return images
 

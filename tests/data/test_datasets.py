@@ -99,11 +99,6 @@ def test_digits_ignore_root_and_refuse_another_size():
         load("digits", None, 16)
 
 
-def test_unknown_name():
-    with pytest.raises(ValueError, match="'imagenet'; it must be one of digits, cifar10"):
-        load("imagenet", None, None)
-
-
 # --- published sets
 
 
