@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -48,6 +49,14 @@ def new_figure(
             return stream.getvalue()
 
         yield figure, png
+
+
+def is_made_by(maker: str, file: Path) -> bool:
+    """Whether a report, or a plan, wrote this file: pages, figures and plans say so near their beginning."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return maker.encode() in stream.read(400)
 
 
 def colour(number: int) -> Any:

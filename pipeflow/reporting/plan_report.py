@@ -12,7 +12,7 @@ from ..config import Config
 from ..planning import Placement, Plan, Profile, Simulation, limit, make_plan
 from ..storage import RunDirectory, write_whole
 from ..units import amount, duration, rate, speed
-from .drawing import PLAN_MAKER
+from .drawing import PLAN_MAKER, is_made_by
 from .plan_chart import chart
 from .run_files import read_metrics
 
@@ -28,7 +28,7 @@ def report_plan(config: Config, out: str | None = None, jitter_from: str | None 
         option = "--out" if out else "--run_dir"
         raise ValueError(f"{option} {directory} is a file; it must be a directory, or not exist yet.")
     for file in (directory / "plan.json", directory / "plan.png"):
-        if file.exists() and PLAN_MAKER.encode() not in file.read_bytes():
+        if file.exists() and not is_made_by(PLAN_MAKER, file):
             raise ValueError(f"{file} is no plan, and is not written over; give another --out.")
     if jitter_from:
         options["jitter"] = jitter(Path(jitter_from))

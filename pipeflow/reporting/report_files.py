@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..storage import RunDirectory, write_whole
-from .drawing import REPORT_MAKER, Drawing
+from .drawing import REPORT_MAKER, Drawing, is_made_by
 from .html import page
 from .loss_figures import loss_by_bytes, loss_by_epoch, loss_by_time
 from .run_figures import comparison_figure, ledger_figure, time_shares_figure
@@ -48,7 +48,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     every = [*chain.from_iterable(drawings), *([compared] if compared else [])]
     folder = file.with_suffix("")
     for drawing in every:
-        if (folder / drawing.file).exists() and not _is_of_a_report(folder / drawing.file):
+        if (folder / drawing.file).exists() and not is_made_by(REPORT_MAKER, folder / drawing.file):
             raise ValueError(f"{folder / drawing.file} is no figure of a report, and is not written over.")
     _write(file, page(histories, drawings, compared), every)
     return file
@@ -60,18 +60,10 @@ def _check_out(file: Path) -> None:
         raise ValueError(f"--out is {file}; it must end in .html.")
     if not file.parent.is_dir():
         raise ValueError(f"--out is {file}, but there is no folder {file.parent}; make it first.")
-    if file.exists() and not _is_of_a_report(file):
+    if file.exists() and not is_made_by(REPORT_MAKER, file):
         raise ValueError(f"{file} is no report, and is not written over; give another --out.")
     if (folder := file.with_suffix("")).exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, but the figures need a folder of that name; give another --out.")
-
-
-def _is_of_a_report(file: Path) -> bool:
-    """Whether a report wrote this file: pages and figures say so near their beginning."""
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return REPORT_MAKER.encode() in stream.read(400)
 
 
 def _write(file: Path, text: str, drawings: Sequence[Drawing]) -> None:
@@ -79,7 +71,7 @@ def _write(file: Path, text: str, drawings: Sequence[Drawing]) -> None:
     try:
         folder.mkdir(exist_ok=True)
         for path in folder.glob("*.png"):
-            if _is_of_a_report(path):
+            if is_made_by(REPORT_MAKER, path):
                 path.unlink()
         for drawing in drawings:
             (folder / drawing.file).write_bytes(drawing.png)

@@ -281,6 +281,12 @@ def test_what_is_no_plan_is_not_written_over(name, here, capsys):
     assert (here / "run" / name).read_text() == "mine" and len(list((here / "run").iterdir())) == 1
 
 
+def test_a_folder_called_like_a_plan_is_said(here, capsys):
+    (here / "run" / "plan.json").mkdir(parents=True)
+    assert main(["--run_dir", "run", *SMALL, *JOINED]) == 2
+    assert "plan.json is no plan, and is not written over" in capsys.readouterr().err
+
+
 def test_a_file_in_the_way_is_said(here, capsys):
     (here / "run").write_text("mine")
     assert main(["--run_dir", "run", *SMALL, *JOINED]) == 2
