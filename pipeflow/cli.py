@@ -152,7 +152,7 @@ def run_in_world(prepare: Callable[[], tuple[World, Callable[[], None]]], option
             raise
         line, code = str(error), 1 if isinstance(error, LostError) else 2
         if isinstance(error, KeyboardInterrupt):
-            line, code = "interrupted", 130
+            line, code = "interrupted", INTERRUPTED
         if _out_of_memory(error):
             line = f"The device has no memory for so many images at a time; give a smaller {option_for_less}."
         if world.store.claim(line):
