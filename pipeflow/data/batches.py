@@ -162,7 +162,6 @@ class MicroBatches:
         self._number = 0
 
     def recv(self) -> Packet:
-        """The next packet."""
         packet = self._batches.at(self._batches.position, self._packets[self._number])
         self._number = (self._number + 1) % len(self._packets)
         self._batches.position += self._number == 0

@@ -58,7 +58,6 @@ class Points:
         return self.dequantise(points)
 
     def quantise(self, z: Tensor) -> Tensor:
-        """z itself."""
         return z
 
     def bits_per_dim(self, nats: float) -> float:

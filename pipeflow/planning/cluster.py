@@ -84,7 +84,6 @@ class Cluster:
 
     @property
     def per_host(self) -> int:
-        """Devices of a host."""
         return self.devices // self.hosts
 
     @property

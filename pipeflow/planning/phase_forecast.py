@@ -34,7 +34,6 @@ class Processes(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of all processes."""
         return sum(per_part(self.replicas, self.stages))
 
     @property

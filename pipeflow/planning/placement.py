@@ -58,7 +58,6 @@ class Placement(NamedTuple):
         return tuple(process.stage for process in self.chain(replica) if process.rank in self.leaving)
 
     def as_list(self) -> list[dict[str, Any]]:
-        """The processes as plain values."""
         return [one._asdict() | {"parts": [one.parts.start, one.parts.stop]} for one in self.processes]
 
 

@@ -177,7 +177,6 @@ class Plan:
 
     @cached_property
     def phases(self) -> list[PhaseRow]:
-        """What the phases take."""
         batch, rows = self.config.data.batch, []
         for number, phase in enumerate(self.config.phases, 1):
             steps, of_phase = phase_steps(phase, self.images, batch), turns(phase, len(self.at) + 1, self.images, batch)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from math import inf, log2
+from operator import attrgetter
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -84,7 +85,6 @@ class Simulation:
         return cls(profile, cluster, config.data.batch, config.parallel, config.checkpoint.every, tail)
 
     def as_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows as plain values."""
         return {way: list(map(asdict, rows)) for way, rows in self.rows.items()}
 
     @cached_property
@@ -95,7 +95,8 @@ class Simulation:
             ways: dict[Way, Simulated] = {way: row for way in TIMED if (row := self.best(way, count))}
             end_to_end = [row for way, row in ways.items() if way != "by parts"]
             if "by parts" in ways and end_to_end:
-                ways["by parts + tail"] = self._with_tail(ways["by parts"], max(end_to_end, key=_speed))
+                fastest = max(end_to_end, key=attrgetter("images_per_s"))
+                ways["by parts + tail"] = self._with_tail(ways["by parts"], fastest)
             for way, row in ways.items():
                 found[way].append(row)
         return found
@@ -207,10 +208,6 @@ def _bound(way: Way, chain: Stages, busy: NDArray[np.float64], seconds: float) -
         return f"border {carrying.index(longest) + 1}"
     uneven = float(busy.max() / busy.mean())
     return f"part {busy.argmax() + 1}, {uneven:.1f} × the mean" if uneven > 1.25 else ""
-
-
-def _speed(row: Simulated) -> float:
-    return row.images_per_s
 
 
 def _per_chain(values: Sequence[float]) -> Seconds:

@@ -66,7 +66,6 @@ class PartMetrics:
         return "end to end" if self.part is None else f"part {self.part + 1}"
 
     def in_phase(self, number: int) -> "PartMetrics":
-        """The rows of one phase."""
         rows = self.phase == number
         return PartMetrics(self.part, *(getattr(self, name)[rows] for name in list(vars(self))[1:]))
 

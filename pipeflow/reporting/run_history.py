@@ -87,7 +87,6 @@ class RunHistory:
 
     @property
     def last_split(self) -> str:
-        """The split of `last_evaluation`."""
         return "test" if self.result else self.split
 
     @property

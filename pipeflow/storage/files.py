@@ -52,7 +52,6 @@ class Stream:
         self._file: IO[str] = path.open("a", buffering=1 << 16)
 
     def write(self, **fields: object) -> None:
-        """Appends one line."""
         self._file.write(json.dumps(fields) + "\n")
 
     def flush(self) -> None:
@@ -62,7 +61,6 @@ class Stream:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 
     def close(self) -> None:
-        """Ends the stream."""
         self._file.close()
 
 

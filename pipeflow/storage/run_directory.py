@@ -29,7 +29,6 @@ class RunDirectory:
         self.rejoin = path / "rejoin"  # what processes keep so that a lost one can be replaced alone
 
     def checkpoint(self, step: int) -> Path:
-        """The checkpoint of a step."""
         return self.checkpoints / f"step-{step}"
 
     def stream(self, name: str) -> Path:

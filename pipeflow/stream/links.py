@@ -43,7 +43,6 @@ class Discard:
         """Nothing to wait for."""
 
     def in_flight(self) -> int:
-        """0."""
         return 0
 
 
@@ -60,14 +59,12 @@ class LocalLink:
         self._wire, self._packets = wire, packets
 
     def send(self, packet: Packet) -> None:
-        """Keeps the packet for `recv`."""
         assert not packet.z.requires_grad, "only sealed packets cross a border"
         assert len(self._queue) < self._packets, "the stage after the border has not taken the batch before this one"
         z = packet.z if self._wire is torch.float32 else packet.z.to(self._wire).to(packet.z.dtype)
         self._queue.append(packet._replace(z=z))
 
     def recv(self) -> Packet:
-        """The packet that was sent."""
         return self._queue.popleft()
 
     def close(self, early: bool = False) -> None:
@@ -75,7 +72,6 @@ class LocalLink:
         assert not self._queue, "a packet was sent that nobody took"
 
     def in_flight(self) -> int:
-        """Packets waiting."""
         return len(self._queue)
 
 
@@ -85,11 +81,9 @@ class JoinedInbox(NamedTuple):
     inboxes: Sequence[Inbox]
 
     def recv(self) -> Packet:
-        """The next packet, put together."""
         return Packet.joined([inbox.recv() for inbox in self.inboxes])
 
     def close(self, early: bool = False) -> None:
-        """Closes all."""
         for inbox in self.inboxes:
             inbox.close(early)
 
@@ -112,7 +106,6 @@ class DividedOutbox:
             outbox.send(packet.take(images))
 
     def close(self, early: bool = False) -> None:
-        """Closes all."""
         for outbox in self._outboxes:
             outbox.close(early)
 

@@ -164,7 +164,6 @@ class ProcessOutbox:
         self._border = self._border._replace(group=None)
 
     def in_flight(self) -> int:
-        """Sends that have not completed."""
         return sum(not work.is_completed() for work in self._works)
 
 

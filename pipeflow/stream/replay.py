@@ -55,7 +55,6 @@ class ReplayOutbox:
             raise self._lost
 
     def close(self, early: bool = False) -> None:
-        """Blocks until everything sent has been taken."""
         self._outbox.close(early)
 
     def abort(self) -> None:
@@ -65,7 +64,6 @@ class ReplayOutbox:
         self._outbox, self._lost = Discard(), None
 
     def in_flight(self) -> int:
-        """Packets sent and not yet taken."""
         return self._outbox.in_flight()
 
 
