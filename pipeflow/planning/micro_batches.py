@@ -14,7 +14,7 @@ from ..distributed import Grid
 from ..model import Maker, Truncated, build
 from ..units import amount
 from .measure import saved_bytes
-from .run_profile import PriorStep
+from .run_profile import PriorStep, state_bytes
 
 USABLE = 0.8
 """Of a process's memory; the rest is for libraries and for what an allocator cannot use again."""
@@ -39,12 +39,12 @@ def need(truncated: Truncated, config: Config, averaged: bool = False) -> Need:
     kept = saved_bytes(steps, part.event_in, config.activations) + every[-1:]
     at_work = max(per_image for _, per_image in every) * (1 if config.activations == "keep" else 2)
     parameters = sum(parameter.numel() for parameter in truncated.parameters())
-    slots = 4 + (config.ema is not None) + averaged  # weight, gradient, two moments, average, buckets
+    state = state_bytes(config) + 4 * averaged  # DDP's buckets
     packets = 2 * config.parallel.bytes_per_image(part.event_in) + depth * config.parallel.bytes_per_image(
         part.event_out
     )
     fixed, per_image = map(sum, zip(*kept, strict=True))
-    return Need(4.0 * slots * parameters + fixed, per_image + at_work + packets)
+    return Need(state * parameters + fixed, per_image + at_work + packets)
 
 
 def with_chosen_micro_batches(

@@ -59,9 +59,13 @@ def measured_profile(
         if (kind := str(prior)) not in known:
             known[kind] = measure_steps([PriorStep(prior)], shape, batches, device, options)[0]
         priors.append(known[kind])
-    slots = 4 + (config.ema is not None)  # weight, gradient, two moments, average
     packet_bytes = tuple(config.parallel.bytes_per_image(shape, config.data.labels) for shape in shapes)
-    return Profile(tuple(costs), tuple(priors), tuple(shapes), packet_bytes, state_bytes=4 * slots)
+    return Profile(tuple(costs), tuple(priors), tuple(shapes), packet_bytes, state_bytes(config))
+
+
+def state_bytes(config: Config) -> int:
+    """Bytes per parameter: weight, gradient, two moments, and an average where there is one."""
+    return 4 * (4 + (config.ema is not None))
 
 
 def flow_step_groups(steps: Sequence[Step]) -> list[slice]:
