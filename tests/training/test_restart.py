@@ -98,7 +98,7 @@ def test_killed_workers_come_back_and_go_on(options, words, undisturbed, tmp_pat
     assert_same_bits(run, undisturbed)
 
 
-@pytest.mark.parametrize("words", [[], ["--parallel.restarts", "3"], ["--data.batch", "7"]])
+@pytest.mark.parametrize("words", [[], ["--parallel.restarts", "3"]])
 def test_workers_that_come_back_leave_an_older_run_alone(words, undisturbed, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
