@@ -8,9 +8,9 @@
 Arms: end to end; by parts with a standard normal behind every border, with a learned normal, or with a head (1 × half:
 one flow step per remaining level, half as wide as the model), which starts at random or like the model goes on; the
 best of the former with the last images end to end; and the paper's recipe, turns of one part each for two thirds of the
-images, then end to end. Where --arms names them, heads for transformers (2 × half, deep: two couplings or blocks in
-all, with as many layers as the model's). All arms draw equally many images, warm up over 50 updates, and take a tenth
-of their learning rate for the last third of the images.
+images, then end to end. Larger heads are trained where --arms names them (`like_2_half_deep`, of a transformer: two
+couplings or blocks, half as wide as the model, with as many layers, that start like it). All arms draw equally many
+images, warm up over 50 updates, and take a tenth of their learning rate for the last third of the images.
 
 Each arm gets its own learning rate: the first two seeds train at every rate of a grid, which grows once by a factor of
 2 where its edge is best; the other seeds train at the rate whose bits/dim on held-out training images are lowest. The
@@ -54,7 +54,7 @@ LARGER = {
     "like_all_half_deep": (ALL, 2),
     "like_all_full_deep": (ALL, 1),
 }
-"""Heads for transformers, trained where --arms names them; "deep": of as many layers as the model's."""
+"""Trained where --arms names them; "deep": transformers of as many layers as the model's."""
 SIZES = HEADS | LIKE_MODEL | LARGER
 TAILS = {"tail_5": 0.05, "tail_10": 0.1, "tail_20": 0.2, "tail_33": 1 / 3}
 TIERS = (
