@@ -90,10 +90,17 @@ def _train(world: World, config: Config, resume: Resume, flow: Maker | None, dat
 
 
 def _phase_borders(state: State) -> list[int]:
-    """The steps of the run at which phases begin or end, in order."""
-    images, config = len(state.run.images.train), state.run.config
+    """The steps of the run at which phases begin or end, in order; a ValueError where the one in progress is over."""
+    images, config, progress = len(state.run.images.train), state.run.config, state.progress
     lengths = (phase_steps(phase, images, config.data.batch) for phase in config.phases)
-    return list(accumulate(lengths, initial=state.progress.begun))
+    borders = list(accumulate(lengths, initial=progress.begun))
+    number = len(progress.ended) + 1
+    if number < len(borders) and progress.step >= borders[number]:
+        raise ValueError(
+            f"Phase {number} would end at step {borders[number]}, but the checkpoint is of step {progress.step}: there "
+            "are fewer training images than before."
+        )
+    return borders
 
 
 def _result_of_finished(state: State) -> dict[str, Any] | None:

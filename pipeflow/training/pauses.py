@@ -79,7 +79,7 @@ class Pauses:
             images_per_s = steps * run.config.data.batch / progress.elapsed["train_seconds"]
             ended = {"schedule": schedule, "steps": steps, **progress.elapsed, "images_per_s": images_per_s}
             progress.ended = [*progress.ended, ended]
-            progress.elapsed = dict.fromkeys(progress.elapsed, 0.0)
+        progress.elapsed = dict.fromkeys(progress.elapsed, 0.0)
         self.save()
         self._saver.settle()
         self._record.phase_ends(ledger)

@@ -22,16 +22,17 @@ from .state import State
 
 def keep_snapshot(state: State, at: ResumePoint) -> None:
     """Writes this process's parts, as they are at the beginning of a segment, unless it has done so."""
-    file = _file(state, at)
-    if file.exists():
+    if state.kept == at:
         return
     tensors: dict[str, Tensor] = {}
     for part in state.run.world.mine:
         tensors |= state.weights.part_state(part)
     copies = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     progress = dataclasses.asdict(state.progress) | {"learned": sorted(state.progress.learned)}
+    file = _file(state, at)
     file.parent.mkdir(exist_ok=True)
     write_whole(file, save(copies, {"progress": json.dumps(progress)}))
+    state.kept = at
     # Until all have written theirs, a process that is lost comes back to the segment before.
     for old in _files(state)[:-2]:
         old.unlink()

@@ -7,7 +7,7 @@ import torch
 
 from ..config import Config
 from ..data import ImageSet, Space
-from ..distributed import World
+from ..distributed import ResumePoint, World
 from ..model import Maker, build, flow_steps_behind
 from ..storage import Manifest
 from ..stream import Chain
@@ -24,11 +24,13 @@ class State:
         run: what never changes.
         weights: what is learned.
         progress: how far it is.
+        kept: the beginning of a segment that this process has written last, to come back to (snapshot.py).
     """
 
     run: Run
     weights: Weights
     progress: Progress
+    kept: ResumePoint | None = None
 
     def manifest(self, bits_per_dim: float | None) -> Manifest:
         """What a checkpoint of now says of itself, but for its files."""

@@ -8,9 +8,13 @@ from typing import NamedTuple
 import pytest
 
 from pipeflow.config import PhaseConfig
-from pipeflow.distributed import ParallelConfig, ResumePoint
+from pipeflow.distributed import ParallelConfig, ResumePoint, open_world
 from pipeflow.distributed.process_world import ProcessWorld
 from pipeflow.model import CutConfig
+from pipeflow.training import fit
+from pipeflow.training.pauses import Pauses
+from pipeflow.training.prepare import prepare
+from pipeflow.training.snapshot import keep_snapshot, load_snapshot
 from tests.support.fault_injection import Fault, Scene, at_the_batch, fail, in_a_call, kill, run
 from tests.support.processes import in_processes
 from tests.support.small_runs import fit_in, small_config
@@ -267,6 +271,33 @@ def test_a_lost_process_is_waited_for_between_two_segments_of_a_turn_as_well(tmp
     config = small_config(tmp_path / "run", phases, cut=cut, parallel=parallel, eval_every=2 / 125)
     for patient in in_processes(3, meetings_of_a_turn, config, directory=tmp_path / "meet"):
         assert patient and all(patient)
+
+
+def test_a_process_that_came_back_keeps_what_it_has_computed_itself(tmp_path):
+    """On a GPU its bits may be others than those that its life before kept under the same name."""
+    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=6)])
+    world, at = open_world(config.parallel, config.cut.parts, config.device), ResumePoint(1, 2)
+    state = prepare(world, config, None, None, None)
+    kept = state.run.directory.rejoin / "rank-0-1-2.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"of another life")
+    for _ in range(2):
+        keep_snapshot(state, at)
+        load_snapshot(state, at)
+
+
+def test_a_phase_that_ends_again_hands_no_seconds_on(tmp_path, monkeypatch):
+    """It ends again, after a while, with a process that was lost meanwhile."""
+    end = Pauses.end_phase
+
+    def twice(pauses, number, steps):
+        end(pauses, number, steps)
+        pauses._state.progress.elapsed["train_seconds"] += 1e6
+        end(pauses, number, steps)
+
+    monkeypatch.setattr(Pauses, "end_phase", twice)
+    result = fit(small_config(tmp_path / "run", [PhaseConfig("simultaneous", steps=2)] * 2))
+    assert [phase["train_seconds"] < 1e6 for phase in result["phases"]] == [True, True]
 
 
 def test_what_another_life_has_kept_is_not_taken_up(undisturbed, tmp_path):  # noqa: F811

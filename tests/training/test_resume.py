@@ -8,11 +8,14 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pipeflow.config import PhaseConfig, settle
+from pipeflow.data import DataConfig
+from pipeflow.data.datasets import load
 from pipeflow.distributed import Stop, open_world
 from pipeflow.distributed.graceful_stop import ask
 from pipeflow.errors import StopRequested
@@ -451,6 +454,23 @@ def test_a_past_cannot_change(name, copy, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line, line
     assert before == {path: path.read_bytes() for path in Path(copy.run_dir).rglob("*") if path.is_file()}
+
+
+def test_fewer_images_that_would_end_the_phase_in_the_past_are_refused(tmp_path):
+    images = load("digits", None, None).train
+    for name, count in {"all": 60, "fewer": 30}.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "train.npy", images[:count])
+        np.save(tmp_path / name / "test.npy", images[:20])
+    data = DataConfig("npy", str(tmp_path / "all"), batch=12, init_batch=12)
+    every = CheckpointConfig(every=1, keep=100)
+    config = small_config(tmp_path / "run", [PhaseConfig("simultaneous", epochs=2)], data=data, checkpoint=every)
+    fit(config)
+    data = dataclasses.replace(data, root=str(tmp_path / "fewer"))
+    fewer = dataclasses.replace(config, run_dir=str(tmp_path / "branch"), data=data)
+    with pytest.raises(ValueError, match="Phase 1 would end at step 5, but the checkpoint is of step 9"):
+        fit(fewer, resume=saved(config, 9))
+    assert not (tmp_path / "branch").exists()
 
 
 def test_a_branch_needs_a_directory_of_its_own(copy, whole, capsys):
