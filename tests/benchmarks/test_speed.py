@@ -9,7 +9,6 @@ import pytest
 from benchmarks.lib import results
 from benchmarks.lib.namespaces import why_not
 from benchmarks.lib.torchrun import ROOT
-from benchmarks.robustness.long_run import is_flat
 from benchmarks.speed.replicas import ENGINES
 from pipeflow.model import FAMILIES
 from tests.benchmarks.quick_runs import quick
@@ -118,17 +117,6 @@ def test_memory_has_a_figure_for_every_process(tmp_path):
         assert one["worst_bytes"] == max(one["training_bytes"])
 
 
-def test_a_long_run_does_not_grow(tmp_path):
-    found = quick("robustness.long_run", tmp_path)
-    assert found["flat"] and is_flat(found) and found["bytes_per_packet"]["metrics"] > 0
-    assert list(found["processes"]) == ["torchrun", "rank 0", "rank 1", "rank 2"]
-    for of in found["processes"].values():
-        assert all(0 < figures["early"] <= figures["most"] for figures in of.values())
-    files = found["processes"]["rank 1"]["open_files"]
-    files["late"] = files["early"] + 1
-    assert not is_flat(found)
-
-
 # --- grids of processes
 
 
@@ -156,47 +144,6 @@ def test_the_bytes_can_be_measured_from_any_directory_at_the_promised_path(tmp_p
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(file.read_text())["command"] == "python benchmarks/comm_volume.py --quick"
-
-
-@pytest.mark.parametrize("module", ["faults", "checkpoint"])
-def test_what_faults_and_checkpoints_cost(module, tmp_path):
-    found = quick(f"robustness.{module}", tmp_path)
-    assert found["config"]["processes"] == 3
-
-
-@pytest.mark.slow
-def test_what_is_kept_of_a_run_that_is_killed_again_and_again(tmp_path):
-    found = quick("robustness.goodput", tmp_path)
-    for mode in ("rejoin", "all"):
-        row = found["modes"][mode]
-        assert row["same_bits"] and row["failures"] >= 1 and row["goodput"] > 0
-        assert all(outage["seconds"] > 0 and outage["ranks"] for outage in row["outages"])
-
-
-def test_a_plan_is_compared_with_its_run(tmp_path):
-    for row in quick("planning.plan", tmp_path)["rows"]:
-        assert all(one["predicted"] > 0 and one["achieved"] > 0 for one in row["runs"])
-
-
-def test_a_simulation_is_compared_with_processes_lines_and_kills(tmp_path):
-    found = quick("planning.simulation", tmp_path)
-    assert [(row["way"], row["processes"]) for row in found["processes"]] == [
-        ("by parts", 2), ("1F1B", 2), ("DDP", 2),
-    ]  # fmt: skip
-    assert [row["way"] for row in found["kills"]] == ["one comes back"]
-    for row in [*found["processes"], *found["lines"], *found["kills"]]:
-        assert row["simulated"] > 0 and row["measured"] > 0
-    for row in [*found["processes"], *found["lines"]]:
-        senders = {"by parts": 1}.get(row["way"], row["processes"])  # end to end both processes send over the line
-        assert row["measured_bytes"] == pytest.approx(senders * row["simulated_bytes"], rel=0.08)
-
-
-def test_the_simulated_scale_begins_with_what_one_device_was_measured_to_do(tmp_path):
-    found = quick("planning.scale", tmp_path)
-    assert set(found["measured_step_s"]) == {"64", "512"} and len(found["places"]) == 3
-    for ways in found["places"].values():
-        assert 64 / ways["DDP"][0]["images_per_s"] == pytest.approx(found["measured_step_s"]["64"])
-        assert {row["devices"] for row in ways["by parts"]} >= {1, 2, 4, 8}
 
 
 def test_a_quick_run_is_kept_only_where_it_is_told_to_be(tmp_path, monkeypatch):

@@ -58,6 +58,7 @@ def test_the_run_directory_holds_what_the_design_promises(run):
     assert found == {
         "config.yaml",
         "result.json",
+        "launch.json",
         *(f"metrics/{name}.jsonl" for name in [*parts, "end_to_end", "evaluation", "checkpoints"]),
         *(f"samples/step-{step}.png" for step in (6, 10)),
         *(f"checkpoints/step-{step}/{name}.safetensors" for step in (6, 10) for name in parts),
