@@ -237,6 +237,15 @@ def test_quick_heads(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_work_of_a_head_is_counted_and_grows_with_its_steps(tmp_path):
+    ratios = quick("learning.head_cost", tmp_path)["ratios"]
+    assert list(ratios) == ["like_1_half", "like_2_half"]
+    for flow in ("jet", "tarflow"):
+        one, two = (row[flow] - 1 for row in ratios.values())
+        assert one > 0 and two == pytest.approx(2 * one, rel=0.05)
+
+
+@pytest.mark.slow
 def test_quick_paper_table(tmp_path):
     found = quick("learning.paper_table", tmp_path)
     assert [(row["pair"], row["arm"]) for row in found["rows"]] == [
